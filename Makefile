@@ -1,0 +1,54 @@
+# One environment in .venv, made on the first call of any target and quick afterwards.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+TORCH_VERSION ?= 2.13.0
+# PyPI's Linux build of torch is CUDA and several GB. For a GPU: make TORCH_INDEX_URL=https://pypi.org/simple ...
+TORCH_INDEX_URL ?= https://download.pytorch.org/whl/cpu
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format bench clean
+
+help: ## Say what can be made
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+demo: .venv/base ## Three live datasites, a federated run on sample data, a table of results
+	$(BIN)/orchestrator testbed demo
+
+test: .venv/dev ## All tests, with live PySyft servers among them, and the coverage
+	$(BIN)/pytest -n 2 --dist loadgroup --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
+
+lint: .venv/dev ## Format check, ruff, mypy --strict
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: .venv/dev ## Format the code and mend what ruff can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: .venv/dev ## The claims about speed and learning, measured here
+	$(BIN)/python benchmarks/round_overhead.py
+	$(BIN)/python benchmarks/learning.py
+
+clean: ## Remove the environment and what tools left behind
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage build *.egg-info
+
+.venv/torch:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' \
+	  || { echo "Python 3.11 or 3.12 is needed, found: $$($(PYTHON) --version); set PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv .venv
+	@echo "installing torch $(TORCH_VERSION) (a wheel on this machine, else from $(TORCH_INDEX_URL))"
+	@$(PIP) install --no-deps --no-index torch==$(TORCH_VERSION) 2>/dev/null \
+	  || $(PIP) install --no-deps --index-url $(TORCH_INDEX_URL) torch==$(TORCH_VERSION)
+	@touch $@
+
+.venv/base: .venv/torch pyproject.toml constraints.txt
+	@echo "installing the project and what it needs (some minutes the first time)"
+	@$(PIP) install --editable . --constraint constraints.txt
+	@touch $@
+
+.venv/dev: .venv/base
+	@echo "installing what tests, lint and benchmarks need"
+	@$(PIP) install --editable '.[test,lint,bench]' --constraint constraints.txt
+	@touch $@

@@ -1,0 +1,87 @@
+"""What the two commands share: how they end, how they log, how they print lists."""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any, NoReturn
+
+import click
+import typer
+
+from core.exceptions import ConfigurationError, FederatedLearningError
+
+_INTERRUPTED = 130
+
+
+def run(app: typer.Typer) -> NoReturn:
+    """Run a command line and end the process with the exit code that its errors have.
+
+    0 done; 1 failed; 2 could not connect or log in; 3 timed out; 4 bad configuration or arguments;
+    130 interrupted.
+    """
+    sys.exit(_exit_code(app))
+
+
+def _exit_code(app: typer.Typer) -> int:  # noqa: PLR0911 - one for each way to end
+    try:
+        result = app(standalone_mode=False)
+    except click.exceptions.Exit as exc:
+        return exc.exit_code
+    except click.ClickException as exc:
+        exc.show()
+        return ConfigurationError.exit_code
+    except FederatedLearningError as exc:
+        _complain(str(exc))
+        return exc.exit_code
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        _complain("interrupted")
+        return _INTERRUPTED
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as exc:  # noqa: BLE001 - the last line: a person gets a word, the log the rest
+        from loguru import logger  # noqa: PLC0415 - only when it is needed
+
+        logger.opt(exception=exc).debug("unexpected error")
+        _complain(f"unexpected {type(exc).__name__}: {exc}; again with --debug for more")
+        return FederatedLearningError.exit_code
+    return int(result or 0)
+
+
+def _complain(message: str) -> None:
+    sys.stderr.write(f"error: {message}\n")
+
+
+Debug = Annotated[bool, typer.Option("--debug", help="Log everything, with tracebacks.")]
+
+
+def configure_logging(*, debug: bool) -> None:
+    """Log to standard error: INFO and above, or everything with `debug`, one line each."""
+    from loguru import logger  # noqa: PLC0415 - `--help` does without
+
+    logger.remove()
+    logger.add(
+        sys.stderr,
+        level="DEBUG" if debug else "INFO",
+        format="{time:YYYY-MM-DD HH:mm:ss.SSS} {level: <7} {message}",
+        backtrace=debug,
+        diagnose=False,  # it would print the values of variables: rows, passwords
+    )
+
+
+def echo_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, empty: str) -> None:
+    """Print aligned columns that a person and `awk` can both read."""
+    if not rows:
+        typer.echo(empty)
+        return
+    cells = [list(columns), *([str(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
+    for row in cells:
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        typer.echo(line.rstrip())
+
+
+def echo_json(value: Any) -> None:  # noqa: ANN401 - whatever JSON can hold
+    """Print `value` as JSON."""
+    typer.echo(json.dumps(value, indent=2))

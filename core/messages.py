@@ -1,0 +1,272 @@
+"""Every message between orchestrator and site, as typed dictionaries.
+
+A message is a plain `dict` whose `kind` says which of these it is; `core.wire` turns it into bytes
+and back. Rules of change: a kind is never removed, a field never changes its meaning, and a new
+field is optional (`NotRequired`); anything else takes a new `core.wire.VERSION`.
+
+Enumerations travel as their values (statuses as their names), times as ISO 8601 in UTC.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, NotRequired
+
+import torch
+from pydantic import ConfigDict, Field, with_config
+from typing_extensions import TypedDict
+
+Parameters = dict[str, torch.Tensor]
+"""A model's full `state_dict`, detached, on the CPU."""
+
+_STRICT = ConfigDict(arbitrary_types_allowed=True, extra="forbid", strict=True)
+
+Count = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+
+
+@with_config(_STRICT)
+class ModelSpec(TypedDict):
+    """Which model to build: a `ModelType` value and its constructor's options."""
+
+    type: str
+    options: dict[str, int]
+
+
+@with_config(_STRICT)
+class AlgorithmSpec(TypedDict):
+    """Which local objective to minimise: a `FederatedAlgorithm` value and its hyper-parameters."""
+
+    name: str
+    hyperparameters: dict[str, float]
+
+
+@with_config(_STRICT)
+class TrainingSettings(TypedDict):
+    """How a site fits its model in one round."""
+
+    local_epochs: Annotated[int, Field(ge=1)]
+    batch_size: Annotated[int, Field(ge=1)]
+    learning_rate: Positive
+    optimizer: str
+    momentum: Fraction
+    weight_decay: Annotated[float, Field(ge=0.0)]
+    gradient_clip: Positive | None
+
+
+@with_config(_STRICT)
+class SplitSettings(TypedDict):
+    """How a site divides its rows; the rest, `1 - test - validation`, is for training."""
+
+    test: Fraction
+    validation: Fraction
+    seed: Count
+
+
+@with_config(_STRICT)
+class Preprocessing(TypedDict):
+    """Agreed once a run, the same at every site.
+
+    `mean` and `scale` have one number for each feature: the model sees `(x - mean) / scale`.
+    `positive_weight` multiplies the loss of failures.
+    """
+
+    mean: list[float]
+    scale: list[Positive]
+    positive_weight: Positive
+
+
+@with_config(_STRICT)
+class DescribeRequest(TypedDict):
+    """Who are you, and what do you offer?"""
+
+    kind: Literal["describe"]
+
+
+@with_config(_STRICT)
+class DatasetDescription(TypedDict):
+    """One registered dataset, as a researcher may see it.
+
+    `schema` is the JSON form of `core.schema.DataSchema`.
+    """
+
+    name: str
+    version: Annotated[int, Field(ge=1)]
+    rows: Count
+    schema: dict[str, object]
+
+
+@with_config(_STRICT)
+class SiteDescription(TypedDict):
+    """Answer to `DescribeRequest`.
+
+    `status` is a `DataSiteStatus` name; `code_hash` is the SHA-256 of the training code installed
+    at the site, which plans are bound to.
+    """
+
+    kind: Literal["site"]
+    datasite_id: str
+    status: str
+    version: str
+    code_hash: str
+    models: list[str]
+    algorithms: list[str]
+    datasets: list[DatasetDescription]
+
+
+@with_config(_STRICT)
+class PlanProposal(TypedDict):
+    """What a researcher asks an operator to consent to, for one run.
+
+    A plan's id is the SHA-256 of this content and of who proposed it: proposing the same again is
+    asking for the state of the same plan.
+    """
+
+    kind: Literal["propose"]
+    run_id: str
+    dataset: str
+    dataset_version: Annotated[int, Field(ge=1)]
+    model: ModelSpec
+    algorithm: AlgorithmSpec
+    training: TrainingSettings
+    split: SplitSettings
+    privacy_level: str
+    rounds: Annotated[int, Field(ge=1)]
+    code_hash: str
+
+
+@with_config(_STRICT)
+class PlanQuery(TypedDict):
+    """What has become of this plan?"""
+
+    kind: Literal["plan_status"]
+    plan_id: str
+
+
+@with_config(_STRICT)
+class PlanDecision(TypedDict):
+    """Where a plan stands, as a `core.plans.PlanStatus` name, and the reason given."""
+
+    kind: Literal["plan"]
+    plan_id: str
+    status: str
+    reason: str
+
+
+@with_config(_STRICT)
+class StatisticsRequest(TypedDict):
+    """Sums over the training part of the plan's dataset, to agree on one preprocessing."""
+
+    kind: Literal["statistics"]
+    plan_id: str
+
+
+@with_config(_STRICT)
+class SensorStatistics(TypedDict):
+    """Answer to `StatisticsRequest`: sums over the training rows, one number for each feature.
+
+    Values are clamped to the schema's ranges first.
+    """
+
+    kind: Literal["sensor_statistics"]
+    datasite_id: str
+    count: Count
+    total: list[float]
+    total_of_squares: list[float]
+    label_counts: list[Count]
+
+
+@with_config(_STRICT)
+class TrainRequest(TypedDict):
+    """Fit the plan's model, starting from `parameters`, for one round.
+
+    `seed` is the run's; the site's own draws come from (seed, round, site). The site stops after
+    `deadline_s` seconds.
+    """
+
+    kind: Literal["train"]
+    plan_id: str
+    round_num: Count
+    seed: Count
+    model: ModelSpec
+    algorithm: AlgorithmSpec
+    training: TrainingSettings
+    preprocessing: Preprocessing
+    deadline_s: Positive
+    parameters: Parameters
+
+
+@with_config(_STRICT)
+class ClientUpdate(TypedDict):
+    """Answer to `TrainRequest`.
+
+    `num_samples` is how many windows were trained on (the site's claim), `num_steps` how many
+    optimiser steps were really done. `metrics` has `train_loss` (mean over the last epoch) and
+    `fit_s` (wall time of the fit).
+    """
+
+    kind: Literal["update"]
+    datasite_id: str
+    round_num: Count
+    num_samples: Count
+    num_steps: Count
+    metrics: dict[str, float]
+    parameters: Parameters
+
+
+@with_config(_STRICT)
+class EvaluateRequest(TypedDict):
+    """Score `parameters` on the site's validation and test parts."""
+
+    kind: Literal["evaluate"]
+    plan_id: str
+    round_num: Count
+    model: ModelSpec
+    preprocessing: Preprocessing
+    deadline_s: Positive
+    parameters: Parameters
+
+
+@with_config(_STRICT)
+class ScoreCounts(TypedDict):
+    """How a model scores one part of a site's data, as counts only.
+
+    `negatives` and `positives` are histograms of the scores by true label over the bins of
+    `core.evaluation`; `loss_total` is the sum of the losses of `count` windows.
+    """
+
+    count: Count
+    loss_total: float
+    negatives: list[Count]
+    positives: list[Count]
+
+
+@with_config(_STRICT)
+class EvaluationReport(TypedDict):
+    """Answer to `EvaluateRequest`."""
+
+    kind: Literal["evaluation"]
+    datasite_id: str
+    round_num: Count
+    validation: ScoreCounts
+    test: ScoreCounts
+
+
+@with_config(_STRICT)
+class Failure(TypedDict):
+    """An answer that is an error: its class by name, and what may be said outside the site."""
+
+    kind: Literal["failure"]
+    error: str
+    message: str
+    datasite_id: str
+    round_num: NotRequired[Count]
+
+
+Request = (
+    DescribeRequest | PlanProposal | PlanQuery | StatisticsRequest | TrainRequest | EvaluateRequest
+)
+Reply = (
+    SiteDescription | PlanDecision | SensorStatistics | ClientUpdate | EvaluationReport | Failure
+)
+Message = Request | Reply

@@ -1,0 +1,108 @@
+"""From a `ModelSpec` to a model, and to the parameters that a run starts from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from core.enums import ModelType
+from core.exceptions import ConfigurationError
+from core.models.cnn import CNN
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from core.messages import ModelSpec, Parameters
+    from core.models.base import Option, TorchModel
+
+MODELS: dict[ModelType, type[TorchModel]] = {
+    ModelType.CNN: CNN,
+}
+
+
+def available_models() -> list[str]:
+    """Give the `ModelType` values that can be built, sorted."""
+    return sorted(model_type.value for model_type in MODELS)
+
+
+def build_model(
+    spec: ModelSpec, *, sensors: int, window_steps: int, classes: int = 2, seed: int = 0
+) -> TorchModel:
+    """Build the model that `spec` names, with the starting values of `seed`.
+
+    Equal arguments give bit-equal values. PyTorch's global generator is neither read nor moved: the
+    layers are made without values, then filled from a generator of their own. To fork the global
+    one around the layers' own initialisation would not do: it is one for all threads, and another
+    thread may draw from it meanwhile.
+
+    Args:
+        spec: The architecture and its options; an option left out takes its default.
+        sensors: Features of one step, at least 1.
+        window_steps: Steps of one window, at least 1.
+        classes: Logits of one window, at least 2.
+        seed: Where the starting values are drawn from.
+
+    Raises:
+        ConfigurationError: An unknown type or option, or a number out of range; every mistake is
+            listed with what is possible.
+    """
+    architecture = _architecture(spec["type"])
+    mistakes = [
+        *_size_mistakes(sensors=(sensors, 1), window_steps=(window_steps, 1), classes=(classes, 2)),
+        *_option_mistakes(spec["options"], architecture.OPTIONS),
+    ]
+    if mistakes:
+        raise ConfigurationError(f"model {spec['type']!r}: {'; '.join(mistakes)}")
+    options = {name: option.default for name, option in architecture.OPTIONS.items()}
+    with torch.device("meta"):
+        model = architecture(
+            sensors=sensors, window_steps=window_steps, classes=classes, **options | spec["options"]
+        )
+    model.to_empty(device="cpu")
+    model.initialise(torch.Generator().manual_seed(seed))
+    return model
+
+
+def initial_parameters(
+    spec: ModelSpec, *, sensors: int, window_steps: int, classes: int = 2, seed: int
+) -> Parameters:
+    """Give the parameters that a run with `seed` starts from; see `build_model`."""
+    return build_model(
+        spec, sensors=sensors, window_steps=window_steps, classes=classes, seed=seed
+    ).get_parameters()
+
+
+def _architecture(name: str) -> type[TorchModel]:
+    available = ", ".join(available_models())
+    try:
+        return MODELS[ModelType(name)]
+    except ValueError as exc:
+        raise ConfigurationError(f"unknown model type {name!r}; available: {available}") from exc
+    except KeyError as exc:
+        raise ConfigurationError(
+            f"model type {name!r} is not available in this version; available: {available}"
+        ) from exc
+
+
+def _size_mistakes(**sizes: tuple[int, int]) -> list[str]:
+    return [
+        f"{name} is {value}, expected at least {minimum}"
+        for name, (value, minimum) in sizes.items()
+        if value < minimum
+    ]
+
+
+def _option_mistakes(found: Mapping[str, int], known: Mapping[str, Option]) -> list[str]:
+    mistakes = [
+        f"unknown option {name!r}; options: {', '.join(sorted(known))}"
+        for name in sorted(found.keys() - known.keys())
+    ]
+    for name in sorted(found.keys() & known.keys()):
+        value, option = found[name], known[name]
+        if type(value) is not int or not option.minimum <= value <= option.maximum:
+            mistakes.append(
+                f"option {name!r} is {value!r}, "
+                f"expected a whole number from {option.minimum} to {option.maximum}"
+            )
+    return mistakes

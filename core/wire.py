@@ -1,0 +1,128 @@
+"""Messages to bytes and back: one safetensors blob, the message itself as JSON in its metadata.
+
+    uint64 length | JSON header {"__metadata__": {"version", "message"}, tensors} | tensor bytes
+
+safetensors cannot carry code, so nothing here is ever executed; there is no pickle. `decode` takes
+bytes from anyone: what is not a valid message of this version is a `ProtocolError`, found before
+anything larger than the input is allocated.
+"""
+
+import json
+from functools import cache
+from typing import Annotated, Any, TypeGuard, TypeVar, get_args, get_type_hints
+
+import safetensors.torch
+from pydantic import Field, TypeAdapter, ValidationError
+
+from core.exceptions import ModelError, ProtocolError
+from core.messages import Message, Parameters
+
+VERSION = "1"
+"""Both sides must speak the same; see the rules of change in `core.messages`."""
+
+MAX_HEADER_BYTES = 16 * 2**20
+MAX_MESSAGE_BYTES = 2**31
+"""A model of half a billion float32 parameters; more is refused on either side."""
+
+_LENGTH_BYTES = 8
+_PARAMETERS = "parameters"
+_KINDS_WITH_PARAMETERS = frozenset({"train", "update", "evaluate"})
+
+M = TypeVar("M")
+
+
+@cache
+def _adapter() -> TypeAdapter[Message]:
+    return TypeAdapter(Annotated[Message, Field(discriminator="kind")])
+
+
+def encode(message: Message) -> bytes:
+    """Give the bytes of `message`.
+
+    Raises:
+        ModelError: A tensor cannot travel (sparse, complex), or a number in the message is not
+            finite: JSON has no word for those.
+    """
+    fields: dict[str, Any] = {**message}  # what is left is JSON once the tensors are out
+    tensors: Parameters = fields.pop(_PARAMETERS, {})
+    try:
+        metadata = {"version": VERSION, "message": json.dumps(fields, allow_nan=False)}
+        blob: bytes = safetensors.torch.save(_independent(tensors), metadata)
+    except (ValueError, KeyError, RuntimeError) as exc:
+        raise ModelError(f"a {fields.get('kind')!r} message cannot be encoded: {exc}") from exc
+    return blob
+
+
+def decode(blob: bytes) -> Message:
+    """Give the message that `encode` was given.
+
+    Raises:
+        ProtocolError: `blob` is not a message of this version.
+    """
+    fields = _read_fields(blob)
+    try:
+        tensors = safetensors.torch.load(blob)
+        if tensors or fields.get("kind") in _KINDS_WITH_PARAMETERS:
+            fields[_PARAMETERS] = tensors
+        return _adapter().validate_python(fields)
+    except ValidationError as exc:
+        raise ProtocolError(f"not a valid message: {_first_mistake(exc)}") from exc
+    except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError, TypeError) as exc:
+        raise ProtocolError(f"the tensors of the message cannot be read: {exc}") from exc
+
+
+def is_kind(message: Message, kind: type[M]) -> TypeGuard[M]:
+    """Tell whether `message` is of the typed dictionary `kind`."""
+    return bool(message["kind"] == _kind_name(kind))
+
+
+def _kind_name(kind: type) -> str:
+    return str(get_args(get_type_hints(kind)["kind"])[0])
+
+
+def _independent(tensors: Parameters) -> Parameters:
+    """Contiguous tensors that share no memory: safetensors refuses views of one another."""
+    seen: set[int] = set()
+    result: Parameters = {}
+    for name, tensor in tensors.items():
+        plain = tensor.detach().contiguous()
+        storage = plain.untyped_storage()
+        if storage.data_ptr() in seen or storage.nbytes() != plain.nbytes:
+            plain = plain.clone()
+        seen.add(plain.untyped_storage().data_ptr())
+        result[name] = plain
+    return result
+
+
+def _read_fields(blob: bytes) -> dict[str, Any]:
+    if not _LENGTH_BYTES < len(blob) <= MAX_MESSAGE_BYTES:
+        raise ProtocolError(f"not a message: {len(blob)} bytes")
+    header_bytes = int.from_bytes(blob[:_LENGTH_BYTES], "little")
+    if header_bytes > min(MAX_HEADER_BYTES, len(blob) - _LENGTH_BYTES):
+        raise ProtocolError(f"not a message: its header claims {header_bytes} bytes")
+    try:
+        header = json.loads(blob[_LENGTH_BYTES : _LENGTH_BYTES + header_bytes])
+        metadata = header["__metadata__"]
+        version = metadata["version"]
+        if version != VERSION:
+            raise ProtocolError(
+                f"the message is of version {version!r}, this side speaks {VERSION!r}; "
+                "install the same release at the site and at the orchestrator"
+            )
+        fields = json.loads(metadata["message"], parse_constant=_refuse_constant)
+    except (ValueError, KeyError, TypeError, RecursionError) as exc:
+        raise ProtocolError("not a message: its header cannot be read") from exc
+    if not isinstance(fields, dict) or _PARAMETERS in fields:
+        raise ProtocolError("not a message: its header holds no plain fields")
+    return fields
+
+
+def _refuse_constant(name: str) -> float:
+    message = f"{name} is not a number that a message may hold"
+    raise ValueError(message)
+
+
+def _first_mistake(error: ValidationError) -> str:
+    first = error.errors(include_input=False, include_url=False)[0]
+    path = ".".join(str(part) for part in first["loc"])
+    return f"{path}: {first['msg']}" if path else first["msg"]

@@ -1,0 +1,1 @@
+"""What runs in a factory: data, plans, training, and the PySyft server around them."""

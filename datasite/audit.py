@@ -1,0 +1,91 @@
+"""The audit log: append-only rows, each bound to the one before by SHA-256.
+
+Changing, removing or reordering a row breaks the chain at that row; `verify` names it. The newest
+hash, noted elsewhere, also proves that none was cut off the end.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from core.exceptions import SecurityError
+from datasite.ledger import AuditRow, now
+
+_FIRST = "0" * 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """What happened: who did what, under which plan, and how it ended.
+
+    Attributes:
+        who: The account, or `operator` for somebody with access to the site's files.
+        action: One word or two: `train`, `plan approved`, `data registered`.
+        outcome: `ok`, or the name of the error.
+        detail: Facts for an auditor; never a value from a row of data.
+    """
+
+    who: str
+    action: str
+    plan_id: str | None = None
+    outcome: str = "ok"
+    detail: dict[str, Any]
+
+
+def append(session: Session, entry: Entry) -> None:
+    """Add `entry` to the log within the caller's write transaction."""
+    last = session.scalars(select(AuditRow).order_by(AuditRow.seq.desc()).limit(1)).first()
+    row = AuditRow(
+        seq=last.seq + 1 if last else 1,
+        at=now(),
+        who=entry.who,
+        action=entry.action,
+        plan_id=entry.plan_id,
+        outcome=entry.outcome,
+        detail=entry.detail,
+        previous_sha256=last.sha256 if last else _FIRST,
+    )
+    row.sha256 = _digest(row)
+    session.add(row)
+
+
+def verify(session: Session) -> tuple[int, str]:
+    """Check the whole chain; the number of rows and the newest hash.
+
+    Raises:
+        SecurityError: A row was changed, removed or moved; the message names it.
+    """
+    expected_seq, previous = 1, _FIRST
+    for row in session.scalars(select(AuditRow).order_by(AuditRow.seq)):
+        if row.seq != expected_seq:
+            raise SecurityError(f"audit row {expected_seq} is missing: row {row.seq} comes next")
+        if row.previous_sha256 != previous:
+            raise SecurityError(f"audit row {row.seq} does not follow from the row before it")
+        if row.sha256 != _digest(row):
+            raise SecurityError(f"audit row {row.seq} was changed after it was written")
+        expected_seq, previous = row.seq + 1, row.sha256
+    return expected_seq - 1, previous
+
+
+def as_json(row: AuditRow) -> dict[str, Any]:
+    """Give a row as plain values."""
+    return {
+        "seq": row.seq,
+        "at": row.at,
+        "who": row.who,
+        "action": row.action,
+        "plan_id": row.plan_id,
+        "outcome": row.outcome,
+        "detail": row.detail,
+        "sha256": row.sha256,
+    }
+
+
+def _digest(row: AuditRow) -> str:
+    content = [row.seq, row.at, row.who, row.action, row.plan_id, row.outcome, row.detail]
+    text = json.dumps([row.previous_sha256, *content], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,118 @@
+"""`datasite data`: what the site holds."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from core.commands import echo_json, echo_table
+from datasite.cli.options import AsJson, ConfigFile, load, open_site
+
+if TYPE_CHECKING:
+    from core.schema import DataSchema
+
+app = typer.Typer(help="Check, register, list and remove sensor data.", no_args_is_help=True)
+
+DataFile = Annotated[
+    Path, typer.Argument(help="A CSV or Parquet file of sensor readings.", show_default=False)
+]
+SchemaFile = Annotated[
+    Path,
+    typer.Option("--schema", "-s", help="The data contract, as YAML.", show_default=False),
+]
+Name = Annotated[
+    str,
+    typer.Option("--name", "-n", help="The dataset's name for researchers.", show_default=False),
+]
+
+
+@app.command()
+def check(file: DataFile, schema: SchemaFile) -> None:
+    """Hold a file against its schema and report; exit code 1 when it breaks it. Changes nothing.
+
+    Example: datasite data check press.csv --schema press.yaml
+    """
+    from datasite.data.report import render
+    from datasite.data.table import check_table
+
+    report = check_table(file, _schema(schema))
+    typer.echo(render(report))
+    raise typer.Exit(1 if report.violation_count else 0)
+
+
+@app.command()
+def register(file: DataFile, schema: SchemaFile, name: Name, config: ConfigFile) -> None:
+    """Register a file as a dataset: checked, copied into the site, shown to researchers as a mock.
+
+    Example: datasite data register press.csv --schema press.yaml --name press -c site.yaml
+    """
+    site = open_site(config)
+    dataset = site.registry.register(file, _schema(schema), name=name, who="operator")
+    published = _publish(config)
+    typer.echo(
+        f"registered {dataset.name!r}, version {dataset.version}: {dataset.rows:,} rows, "
+        f"{len(dataset.schema.features)} features; "
+        + ("researchers see it now" if published else "researchers see it once the site runs")
+    )
+
+
+@app.command(name="list")
+def list_(config: ConfigFile, as_json: AsJson = False) -> None:
+    """List the registered datasets.
+
+    Example: datasite data list -c site.yaml
+    """
+    datasets = open_site(config).registry.current()
+    if as_json:
+        echo_json(
+            [
+                {
+                    "name": d.name,
+                    "version": d.version,
+                    "rows": d.rows,
+                    "schema": d.schema.name,
+                    "sha256": d.sha256,
+                    "registered_at": d.registered_at,
+                }
+                for d in datasets
+            ]
+        )
+        return
+    echo_table(
+        ("name", "version", "rows", "schema", "registered"),
+        [(d.name, d.version, d.rows, d.schema.name, d.registered_at[:19]) for d in datasets],
+        empty="no dataset is registered; see 'datasite data register --help'",
+    )
+
+
+@app.command()
+def remove(
+    name: Annotated[str, typer.Argument(help="The dataset's name.", show_default=False)],
+    config: ConfigFile,
+) -> None:
+    """Remove a dataset: the site's copy is deleted, and its plans can do nothing more.
+
+    Example: datasite data remove press -c site.yaml
+    """
+    open_site(config).registry.remove(name, who="operator")
+    _publish(config)
+    typer.echo(f"removed {name!r}")
+
+
+def _publish(config: Path) -> bool:
+    """Have the running site show what is registered now; False when it does not run."""
+    from datasite.operator_door import OperatorDoor
+
+    site = load(config)
+    with OperatorDoor(site_id=site.site_id, state=site.state) as door:
+        if not door.is_running():
+            return False
+        door.publish()
+    return True
+
+
+def _schema(path: Path) -> "DataSchema":
+    from core.configuration import load_yaml
+    from core.schema import DataSchema
+
+    return load_yaml(path, DataSchema)

@@ -1,0 +1,35 @@
+"""The options that the operator's commands share."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from datasite.configuration import SiteConfig
+    from datasite.site import FactoryDataSite
+
+ConfigFile = Annotated[
+    Path,
+    typer.Option(
+        "--config", "-c", envvar="DATASITE_CONFIG", help="The site's site.yaml.", show_default=False
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+Reason = Annotated[str, typer.Option("--reason", help="Told to the researcher, and kept.")]
+
+
+def load(path: Path) -> "SiteConfig":
+    """Read the site's configuration."""
+    from datasite.configuration import load_site_config
+
+    return load_site_config(path)
+
+
+def open_site(path: Path) -> "FactoryDataSite":
+    """Open the site's records, beside the running site or without it."""
+    from datasite.site import FactoryDataSite
+
+    site = FactoryDataSite()
+    site.open_state(load(path))
+    return site

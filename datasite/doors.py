@@ -1,0 +1,86 @@
+"""Which of PySyft's calls a site serves; all others are refused because they are not named here.
+
+PySyft 0.9.5 executes approved user code inside the server process (CVE-2026-31220), and lets any
+account write files wherever the server may (`blob_storage.allocate` takes a path). A list of what
+is dangerous would have to be complete, and again for each version; a list of what is needed is
+short.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from core.exceptions import ConfigurationError
+from datasite.caller import Role
+from datasite.identity import require_strong_password
+
+HANDLE_PATH: Final = "federation.handle"
+
+_RESEARCHER_CALLS: Final = frozenset(
+    {
+        HANDLE_PATH,
+        "action.get_mock",
+        "blob_storage.read",  # a mock over 1 MB is read from there; private ones are not readable
+        "dataset.get_all",
+        "dataset.search",
+        "metadata.get_metadata",
+        "user.get_current_user",
+        "user.update",
+    }
+)
+"""What logging in with PySyft's own client and looking at datasets takes, and the own account."""
+
+_OPERATOR_CALLS: Final = _RESEARCHER_CALLS | {
+    "action.delete",
+    "action.get",
+    "action.set",
+    "blob_storage.allocate",
+    "blob_storage.write_to_disk",
+    "dataset.add",
+    "dataset.delete",
+    "dataset.get_by_id",
+    "settings.get",
+    "user.create",
+    "user.delete",
+    "user.get_all",
+    "user.search",
+    "user.view",
+}
+"""Accounts and datasets besides; nobody submits, approves or executes code, and nobody needs to."""
+
+_CALLS: Final = {Role.RESEARCHER: _RESEARCHER_CALLS, Role.OPERATOR: _OPERATOR_CALLS}
+_OWN_FIELDS: Final = frozenset({"uid", "name", "password", "communication_protocol"})
+
+
+def reason_to_refuse(
+    path: str, role: Role, *, args: Sequence[object], kwargs: Mapping[str, object]
+) -> str | None:
+    """Say why a call is not served, for the caller to read; None when it is."""
+    if path not in _CALLS[role]:
+        return (
+            f"{path!r} is not served; this site runs its installed training code only and takes "
+            "no code, requests, jobs or endpoints from anybody"
+        )
+    if path in {"user.update", "user.create"}:
+        return _weakness_of(kwargs) or _reach_of(path, role, args, kwargs)
+    return None
+
+
+def _weakness_of(kwargs: Mapping[str, object]) -> str | None:
+    if "password" not in kwargs:
+        return None
+    try:
+        require_strong_password(str(kwargs["password"]), email=str(kwargs.get("email", "")))
+    except ConfigurationError as exc:
+        return str(exc)
+    return None
+
+
+def _reach_of(
+    path: str, role: Role, args: Sequence[object], kwargs: Mapping[str, object]
+) -> str | None:
+    """Keep a researcher to name and password; PySyft keeps them to their own account."""
+    if args:
+        return f"{path!r} takes its arguments by name"
+    if role is Role.RESEARCHER and set(kwargs) - _OWN_FIELDS:
+        return "an account changes its own name and password only"
+    return None

@@ -1,0 +1,153 @@
+"""What a site must not forget: datasets, plans, replies, and the audit log, in one SQLite file.
+
+The serving process and the operator's commands open the same file; SQLite keeps them apart (WAL,
+one writer at a time). What belongs together is written in one transaction: a reply never stands
+without its audit row.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import JSON, ForeignKey, Index, LargeBinary, create_engine, event
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from core.exceptions import DataSiteError
+
+
+class Table(DeclarativeBase):
+    """Base of the ledger's tables."""
+
+    type_annotation_map = {dict[str, Any]: JSON}  # noqa: RUF012 - SQLAlchemy reads it off the class
+
+
+class DatasetRow(Table):
+    """One version of a registered dataset; `removed_at` is set instead of deleting the row."""
+
+    __tablename__ = "datasets"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    version: Mapped[int] = mapped_column(primary_key=True)
+    rows: Mapped[int]
+    file: Mapped[str]
+    sha256: Mapped[str]
+    schema: Mapped[dict[str, Any]]
+    registered_at: Mapped[str]
+    removed_at: Mapped[str | None] = mapped_column(default=None)
+
+
+class PlanRow(Table):
+    """A proposal and what the operator, or a rule, decided; `status` is a `PlanStatus` name."""
+
+    __tablename__ = "plans"
+
+    plan_id: Mapped[str] = mapped_column(primary_key=True)
+    researcher: Mapped[str]
+    proposal: Mapped[dict[str, Any]]
+    status: Mapped[str]
+    reason: Mapped[str]
+    decided_by: Mapped[str]
+    proposed_at: Mapped[str]
+    decided_at: Mapped[str | None] = mapped_column(default=None)
+    expires_at: Mapped[str]
+
+
+class ReplyRow(Table):
+    """The bytes that answered a request, so that asking again neither trains nor spends again."""
+
+    __tablename__ = "replies"
+
+    plan_id: Mapped[str] = mapped_column(ForeignKey("plans.plan_id"), primary_key=True)
+    round_num: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(primary_key=True)
+    request_sha256: Mapped[str]
+    reply: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class AuditRow(Table):
+    """One thing that happened; `sha256` covers the row and the row before it (see `audit`)."""
+
+    __tablename__ = "audit"
+    __table_args__ = (Index("audit_by_plan", "plan_id"),)
+
+    seq: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[str]
+    who: Mapped[str]
+    action: Mapped[str]
+    plan_id: Mapped[str | None]
+    outcome: Mapped[str]
+    detail: Mapped[dict[str, Any]]
+    previous_sha256: Mapped[str]
+    sha256: Mapped[str]
+
+
+class Ledger:
+    """The open ledger file of one site.
+
+    Args:
+        path: The SQLite file; made, private to its owner, when it is not there.
+        site_id: Named in errors.
+    """
+
+    def __init__(self, path: Path, *, site_id: str) -> None:
+        self._site_id = site_id
+        if not path.exists():
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        self._engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": 30})
+        event.listen(self._engine, "connect", _configure)
+        event.listen(self._engine, "begin", _begin)
+        self._writing = self._engine.execution_options(immediate=True)
+        with self._translated():
+            Table.metadata.create_all(self._writing)
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """Give a session that sees one consistent state."""
+        with self._translated(), Session(self._engine, expire_on_commit=False) as session:
+            yield session
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        """Give a session whose changes are kept all at its end or, on any error, not at all."""
+        with (
+            self._translated(),
+            Session(self._writing, expire_on_commit=False) as session,
+            session.begin(),
+        ):
+            yield session
+
+    def close(self) -> None:
+        """Close the file."""
+        self._engine.dispose()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except SQLAlchemyError as exc:
+            cause = getattr(exc, "orig", None) or exc
+            raise DataSiteError(
+                f"{self._site_id}: the ledger cannot be used ({cause}); is the disk full?",
+                site_id=self._site_id,
+            ) from exc
+
+
+def now() -> str:
+    """Give the time in UTC, as the ledger writes it."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _configure(connection: Any, _record: Any) -> None:  # noqa: ANN401 - SQLAlchemy's hook
+    connection.isolation_level = None  # transactions begin where `_begin` says
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=FULL")  # a reply that left the site survives a power cut
+    connection.execute("PRAGMA foreign_keys=ON")
+
+
+def _begin(connection: Any) -> None:  # noqa: ANN401 - SQLAlchemy's hook
+    immediate = connection.get_execution_options().get("immediate", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")

@@ -1,0 +1,286 @@
+"""The site as a process: checks before the slow start, PySyft's five routes, and a clean stop."""
+
+import asyncio
+import contextlib
+import errno
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import uvicorn
+from fastapi import APIRouter, Body, FastAPI, HTTPException, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from loguru import logger
+
+from core.exceptions import DataSiteError, ProtocolError
+from datasite.caller import Caller, Role
+from datasite.identity import Identity, require_email, require_strong_password
+from datasite.operator_door import Account
+from datasite.publishing import PublishedDataset
+
+if TYPE_CHECKING:
+    from datasite.server import PySyftSite
+
+_BINARY: Final = "application/octet-stream"
+_DRAIN_S: Final = 5
+_LARGEST_CALL_BYTES: Final = 1 << 30
+"""A call is read whole before anybody knows who sent it, so a stranger could fill the memory."""
+
+
+def _nobody_asks() -> None:
+    """Do nothing when the site is ready."""
+
+
+def _log_refusal(email: str, path: str) -> None:
+    logger.warning("refused {} to {}", path, email or "a stranger")
+
+
+class PySyftServer:
+    """A site served by PySyft over HTTP, in this process.
+
+    Args:
+        site_id: The site's name; PySyft shows it, and errors begin with it.
+        state: The directory of everything that is kept; made private to this account (0700), and
+            from then on the whole process creates files for this account alone (umask 077).
+        host: The address to listen on.
+        port: The port to listen on; 0 takes a free one, which `port` then is.
+        operator_email: The operator's account.
+        operator_password: Its password. The configuration is the authority: when it has changed,
+            so does the account at the next start.
+        handle: Answers requests; called from several threads at once.
+        on_ready: Called once, when the site answers.
+        on_refused: Told of each refused call: the caller's e-mail ("" for a stranger), the path.
+
+    Raises:
+        ConfigurationError: The operator's e-mail or password will not do.
+    """
+
+    def __init__(
+        self,
+        *,
+        site_id: str,
+        state: Path,
+        host: str,
+        port: int,
+        operator_email: str,
+        operator_password: str,
+        handle: Callable[[bytes, Caller], bytes],
+        on_ready: Callable[[], None] = _nobody_asks,
+        on_refused: Callable[[str, str], None] = _log_refusal,
+    ) -> None:
+        self.site_id = site_id
+        self.port = port
+        self._host = host
+        self._state = state
+        self._email = require_email(operator_email)
+        require_strong_password(operator_password, email=self._email)
+        self._password = operator_password
+        self._handle = handle
+        self._on_ready = on_ready
+        self._on_refused = on_refused
+        self._socket: socket.socket | None = None
+        self._site: PySyftSite | None = None
+
+    def open(self) -> None:
+        """Take the port, then start PySyft; opening again does nothing.
+
+        Accounts and datasets can be changed from here on, before anybody is answered.
+
+        Raises:
+            DataSiteError: The port is taken; found out before the slow part.
+            ConfigurationError: The kept identity cannot be read.
+        """
+        if self._site is not None:
+            return
+        self._socket = self._bind()
+        os.umask(0o077)
+        identity = Identity.open(self._state)
+        from datasite.server import PySyftSite  # noqa: PLC0415  importing PySyft takes seconds
+
+        self._site = PySyftSite(
+            site_id=self.site_id,
+            state=self._state,
+            identity=identity,
+            operator_email=self._email,
+            operator_password=self._password,
+            handle=self._handle,
+            on_refused=self._on_refused,
+        )
+
+    def run(self) -> None:
+        """Serve until SIGTERM or SIGINT, finish what is being answered (5 s at most), and return.
+
+        Raises:
+            DataSiteError: As `open`.
+            ConfigurationError: As `open`.
+        """
+        self.open()
+        app = FastAPI(openapi_url=None)
+        app.include_router(_routes(self._opened()))
+        config = uvicorn.Config(
+            app,
+            lifespan="off",
+            log_config=None,
+            log_level="critical",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=_DRAIN_S,
+        )
+        try:
+            _Server(config, on_ready=self._tell_ready).run(sockets=self._sockets())
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Give the port back and stop PySyft; the site can be opened again."""
+        for open_socket in self._sockets():
+            open_socket.close()
+        if self._site is not None:
+            self._site.close()
+        self._socket = self._site = None
+
+    def publish(self, dataset: PublishedDataset) -> None:
+        """Show `dataset` to researchers; the same name and version again changes nothing.
+
+        Raises:
+            DataSiteError: PySyft could not store it, or the site is not open.
+        """
+        self._opened().publish(dataset)
+
+    def unpublish(self, name: str) -> None:
+        """Take the dataset `name` away, rows and mock; nothing happens without one."""
+        self._opened().unpublish(name)
+
+    def published_names(self) -> list[str]:
+        """Name the published datasets, in alphabetical order."""
+        return self._opened().published_names()
+
+    def create_user(self, *, email: str, name: str, password: str, role: Role) -> Account:
+        """Open an account.
+
+        Raises:
+            ConfigurationError: The e-mail or the password will not do.
+            DataSiteError: There is an account with this e-mail, or the site is not open.
+        """
+        return self._opened().create_user(email=email, name=name, password=password, role=role)
+
+    def list_users(self) -> list[Account]:
+        """Give the accounts that can do something, by e-mail."""
+        return self._opened().list_users()
+
+    def _opened(self) -> "PySyftSite":
+        if self._site is None:
+            message = f"{self.site_id} is not open yet; wait until it is ready"
+            raise DataSiteError(message, site_id=self.site_id)
+        return self._site
+
+    def _sockets(self) -> list[socket.socket]:
+        return [] if self._socket is None else [self._socket]
+
+    def _tell_ready(self) -> None:
+        logger.info("{} is ready on {}:{}", self.site_id, self._host, self.port)
+        self._on_ready()
+
+    def _bind(self) -> socket.socket:
+        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+        taken = socket.socket(family, socket.SOCK_STREAM)
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            taken.bind((self._host, self.port))
+            # Two sites may both bind with SO_REUSEADDR until one listens; an early client waits.
+            taken.listen()
+        except OSError as exc:
+            taken.close()
+            reason = (
+                f"port {self.port} is in use; stop what listens there, or choose another port"
+                if exc.errno == errno.EADDRINUSE
+                else f"{self._host}:{self.port} cannot be listened on: {exc.strerror}"
+            )
+            raise DataSiteError(f"{self.site_id}: {reason}", site_id=self.site_id) from exc
+        self.port = taken.getsockname()[1]
+        return taken
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, with a call when it listens, and without its habit to repeat a signal at the end.
+
+    Repeating it would end the process before PySyft is closed.
+    """
+
+    def __init__(self, config: uvicorn.Config, *, on_ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        await asyncio.to_thread(self._on_ready)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        kept = {
+            number: signal.signal(number, self.handle_exit)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        try:
+            yield
+        finally:
+            for number, handler in kept.items():
+                signal.signal(number, handler)
+
+
+def _routes(site: "PySyftSite") -> APIRouter:
+    """Give the routes that PySyft's clients need, and none of its others.
+
+    Left out are sign-up, password reset by token, and the streams that forward to other servers.
+    """
+    router = APIRouter(prefix="/api/v2")
+
+    @router.get("/")
+    async def healthy() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @router.get("/metadata")
+    def metadata() -> dict[str, object]:
+        return site.metadata()
+
+    @router.get("/api")
+    def api(verify_key: str, communication_protocol: str) -> Response:
+        digits = communication_protocol.isdecimal()
+        try:
+            signatures = site.api(
+                verify_key, int(communication_protocol) if digits else communication_protocol
+            )
+        except ValueError as exc:
+            raise HTTPException(400, "the key or the protocol is not readable") from exc
+        if signatures is None:
+            raise HTTPException(403, "no guests here; log in with an account of this site")
+        return Response(signatures, media_type=_BINARY)
+
+    @router.post("/login")
+    def login(email: Annotated[str, Body()], password: Annotated[str, Body()]) -> Response:
+        return Response(site.log_in(email, password), media_type=_BINARY)
+
+    @router.post("/api_call")
+    async def api_call(request: Request) -> Response:
+        blob = await _body(request)
+        try:
+            reply = await run_in_threadpool(site.call, blob)
+        except ProtocolError as exc:
+            raise HTTPException(400, str(exc)) from exc
+        return Response(reply, media_type=_BINARY)
+
+    return router
+
+
+async def _body(request: Request) -> bytes:
+    chunks = []
+    size_bytes = 0
+    async for chunk in request.stream():
+        chunks.append(chunk)
+        size_bytes += len(chunk)
+        if size_bytes > _LARGEST_CALL_BYTES:
+            raise HTTPException(413, f"a call has at most {_LARGEST_CALL_BYTES} bytes")
+    return b"".join(chunks)

@@ -1,0 +1,348 @@
+"""The datasite itself: `handle(request: bytes, caller) -> bytes`, and what stands behind it.
+
+It knows nothing of PySyft: `datasite.server` carries the bytes and says who called. One request:
+
+    decode -> who may -> plan -> answered already? -> trainer -> release -> ledger -> bytes
+"""
+
+import hashlib
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+from loguru import logger
+from pydantic import BaseModel, ConfigDict
+
+from core import wire
+from core.codehash import installed_code_hash
+from core.configuration import load_yaml, parse
+from core.enums import DataSiteStatus, PrivacyLevel
+from core.exceptions import (
+    DataError,
+    DataSiteError,
+    FederatedLearningError,
+    PlanError,
+)
+from core.interfaces import DataSiteInterface, ModelInterface
+from core.messages import (
+    AlgorithmSpec,
+    DatasetDescription,
+    EvaluateRequest,
+    Message,
+    ModelSpec,
+    PlanProposal,
+    Preprocessing,
+    SiteDescription,
+    SplitSettings,
+    StatisticsRequest,
+    TrainingSettings,
+    TrainRequest,
+)
+from core.models import available_models
+from core.schema import DataSchema
+from core.version import VERSION
+from datasite import audit
+from datasite.caller import Caller
+from datasite.configuration import SiteConfig, open_state
+from datasite.failures import as_failure
+from datasite.ledger import Ledger, ReplyRow
+from datasite.plans import Plan, Plans
+from datasite.registry import Dataset, Registry
+from datasite.release import released
+from datasite.replies import Replies
+from datasite.trainer import Trainer, TrainerProcess
+from datasite.training.objectives import available_algorithms
+from datasite.training.work import Job
+
+WorkRequest = TrainRequest | EvaluateRequest | StatisticsRequest
+
+OPERATOR = "operator"
+"""Who did it, in the audit log, when it was somebody with access to the site's files."""
+
+
+class LocalTraining(BaseModel):
+    """What `FactoryDataSite.train_local_model` takes: a round of the site's own training."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dataset: str
+    split: SplitSettings
+    round_num: int = 0
+    seed: int = 0
+    model: ModelSpec
+    algorithm: AlgorithmSpec
+    training: TrainingSettings
+    preprocessing: Preprocessing
+    deadline_s: float = 3600.0
+
+
+def _own_process(config: SiteConfig) -> Trainer:
+    return TrainerProcess(site_id=config.site_id, threads=config.training.threads)
+
+
+class FactoryDataSite(DataSiteInterface):
+    """One factory: its registered data, its plans, its trainer and its ledger.
+
+    Args:
+        start_trainer: Makes the trainer when the site is initialised; by default a child process.
+    """
+
+    config: SiteConfig
+    registry: Registry
+    plans: Plans
+    ledger: Ledger
+
+    def __init__(self, start_trainer: Callable[[SiteConfig], Trainer] = _own_process) -> None:
+        self._start_trainer = start_trainer
+        self._working = threading.Lock()
+        self._trainer: Trainer | None = None
+
+    def initialize_datasite(self, config: dict[str, Any]) -> None:
+        """See `DataSiteInterface`; `config` is the content of a `site.yaml`."""
+        self.open(parse(config, SiteConfig, source="site configuration"))
+
+    def open(self, config: SiteConfig) -> None:
+        """Open the kept state and start the trainer."""
+        self.open_state(config)
+        self._trainer = self._start_trainer(config)
+
+    def open_state(self, config: SiteConfig) -> None:
+        """Open the kept state only: enough for the operator's commands beside a running site."""
+        self.config = config
+        state = open_state(config)
+        self.ledger = Ledger(state / "ledger.db", site_id=config.site_id)
+        self.registry = Registry(self.ledger, state / "data", site_id=config.site_id)
+        self.plans = Plans(
+            self.ledger,
+            policy=config.policy,
+            plan_days=config.plan_days,
+            site_id=config.site_id,
+        )
+        self._replies = Replies(self.ledger)
+
+    def close(self) -> None:
+        """End the trainer and close the ledger."""
+        if self._trainer is not None:
+            self._trainer.close()
+        self.ledger.close()
+
+    def register_data(self, data: dict[str, Any]) -> None:
+        """See `DataSiteInterface`."""
+        missing = {"name", "file", "schema"} - data.keys()
+        if missing:
+            raise DataError(f"{self.config.site_id}: to register data, also give {sorted(missing)}")
+        given = data["schema"]
+        schema = (
+            parse(given, DataSchema, source="schema")
+            if isinstance(given, dict)
+            else load_yaml(Path(given), DataSchema)
+        )
+        self.registry.register(Path(data["file"]), schema, name=data["name"], who=OPERATOR)
+
+    def train_local_model(
+        self, global_model: ModelInterface, training_config: dict[str, Any]
+    ) -> dict[str, Any]:
+        """See `DataSiteInterface`; `training_config` has the fields of `LocalTraining`.
+
+        The site trains on its own behalf: no plan is asked for, and the audit log says so.
+        """
+        local = parse(training_config, LocalTraining, source="training_config")
+        dataset = self.registry.find(local.dataset)
+        request = TrainRequest(
+            kind="train",
+            plan_id="",
+            round_num=local.round_num,
+            seed=local.seed,
+            model=local.model,
+            algorithm=local.algorithm,
+            training=local.training,
+            preprocessing=local.preprocessing,
+            deadline_s=local.deadline_s,
+            parameters=global_model.get_parameters(),
+        )
+        with self._working:
+            reply = self._perform(self._job(dataset, local.split), wire.encode(request), request)
+        self._audit(OPERATOR, "train locally", None, reply, {"dataset": dataset.name})
+        if reply["kind"] == "failure":
+            raise DataSiteError(reply["message"], site_id=self.config.site_id)
+        return cast("dict[str, Any]", reply)
+
+    def get_datasite_info(self) -> dict[str, Any]:
+        """See `DataSiteInterface`; the fields of `core.messages.SiteDescription`."""
+        return cast("dict[str, Any]", self.describe())
+
+    def describe(self) -> SiteDescription:
+        """Give what a researcher may know of the site."""
+        busy = self._working.locked()
+        return SiteDescription(
+            kind="site",
+            datasite_id=self.config.site_id,
+            status=(DataSiteStatus.BUSY if busy else DataSiteStatus.ONLINE).name,
+            version=VERSION,
+            code_hash=installed_code_hash(),
+            models=available_models(),
+            algorithms=available_algorithms(),
+            datasets=[
+                DatasetDescription(
+                    name=dataset.name,
+                    version=dataset.version,
+                    rows=dataset.rows,
+                    schema=dataset.schema.model_dump(mode="json"),
+                )
+                for dataset in self.registry.current()
+            ],
+        )
+
+    def handle(self, request: bytes, caller: Caller) -> bytes:
+        """Answer one request; what goes wrong is an answer too, a `Failure`.
+
+        An error of ours is told as it is. Any other is told by its class alone, since its text may
+        hold data; the site's own log has the rest.
+        """
+        try:
+            message = wire.decode(request)
+        except FederatedLearningError as exc:
+            return self._refuse(caller, "unreadable request", None, exc)
+        try:
+            return self._answer(message, request, caller)
+        except FederatedLearningError as exc:
+            error = exc
+        except Exception as exc:  # noqa: BLE001 - a factory must answer
+            logger.opt(exception=exc).bind(site_id=self.config.site_id).error("request failed")
+            error = DataSiteError(
+                f"{self.config.site_id}: failed with {type(exc).__name__}; its log says why"
+            )
+        plan_id = cast("dict[str, str]", message).get("plan_id")
+        return self._refuse(caller, message["kind"], plan_id, error)
+
+    def _answer(self, message: Message, request: bytes, caller: Caller) -> bytes:
+        match message["kind"]:
+            case "describe":
+                return wire.encode(self.describe())
+            case "propose":
+                self._require_possible(message)
+                return wire.encode(self.plans.propose(message, caller).decision())
+            case "plan_status":
+                return wire.encode(self.plans.query(message["plan_id"], caller).decision())
+            case "train" | "evaluate" | "statistics":
+                return self._work(message, request, caller)
+            case kind:
+                raise DataSiteError(f"{self.config.site_id}: a {kind!r} message is no request")
+
+    def _require_possible(self, proposal: PlanProposal) -> None:
+        """Do nothing when the site could do what is proposed, if it were approved."""
+        site_id = self.config.site_id
+        self.registry.find(proposal["dataset"], proposal["dataset_version"])
+        offers = {
+            "model": (proposal["model"]["type"], available_models()),
+            "algorithm": (proposal["algorithm"]["name"], available_algorithms()),
+            "privacy level": (proposal["privacy_level"], [PrivacyLevel.NONE.value]),
+        }
+        for what, (asked, offered) in offers.items():
+            if asked not in offered:
+                raise PlanError(
+                    f"{site_id}: the {what} {asked!r} is not offered here; "
+                    f"offered: {', '.join(offered)}",
+                    site_id=site_id,
+                )
+
+    def _work(self, message: WorkRequest, request: bytes, caller: Caller) -> bytes:
+        plan = self.plans.require_approved(message["plan_id"], caller)
+        if message["kind"] != "statistics":
+            self.plans.require_covers(plan, message)
+        agreed = plan.proposal
+        dataset = self.registry.find(agreed["dataset"], agreed["dataset_version"])
+        job = self._job(dataset, agreed["split"])
+        if message["kind"] == "train":
+            return self._train(plan, job, message, request, caller)
+        with self._working:
+            reply = self._perform(job, request, message)
+        self._audit(caller.email, message["kind"], plan.plan_id, reply, _facts(message))
+        return wire.encode(reply)
+
+    def _train(
+        self, plan: Plan, job: Job, message: TrainRequest, request: bytes, caller: Caller
+    ) -> bytes:
+        """Train, or give the stored reply when this very request was answered before."""
+        key = (plan.plan_id, message["round_num"], "train")
+        sha256 = hashlib.sha256(request).hexdigest()
+        with self._working:
+            stored = self._replies.find(*key, sha256)
+            if stored is not None:
+                return stored
+            reply = self._perform(job, request, message)
+            encoded = wire.encode(reply)
+            with self.ledger.write() as session:
+                if reply["kind"] == "update":
+                    plan_id, round_num, kind = key
+                    row = ReplyRow(
+                        plan_id=plan_id,
+                        round_num=round_num,
+                        kind=kind,
+                        request_sha256=sha256,
+                        reply=encoded,
+                    )
+                    self._replies.keep(session, row)
+                facts = {**_facts(message), "bytes_out": len(encoded)}
+                audit.append(session, _entry(caller.email, "train", plan.plan_id, reply, facts))
+        logger.bind(site_id=self.config.site_id, round_num=message["round_num"]).info(
+            "round {}: {}", message["round_num"], _told(reply)
+        )
+        return encoded
+
+    def _perform(self, job: Job, request: bytes, message: WorkRequest) -> Message:
+        """Have the trainer do it; called with `_working` held."""
+        if self._trainer is None:
+            raise DataSiteError(f"{self.config.site_id}: the site's trainer is not started")
+        deadline_s = self.config.training.deadline_s
+        if message["kind"] != "statistics":
+            deadline_s = min(deadline_s, message["deadline_s"])
+        reply = self._trainer.perform(job, request, deadline_s=deadline_s)
+        return released(reply, site_id=self.config.site_id)
+
+    def _job(self, dataset: Dataset, split: SplitSettings) -> Job:
+        return Job(
+            site_id=self.config.site_id,
+            file=str(dataset.file),
+            sha256=dataset.sha256,
+            schema=dataset.schema.model_dump(mode="json"),
+            split=split,
+        )
+
+    def _audit(
+        self, who: str, action: str, plan_id: str | None, reply: Message, detail: dict[str, Any]
+    ) -> None:
+        with self.ledger.write() as session:
+            audit.append(session, _entry(who, action, plan_id, reply, detail))
+
+    def _refuse(
+        self, caller: Caller, action: str, plan_id: str | None, error: FederatedLearningError
+    ) -> bytes:
+        """Write the refusal down and give it as an answer."""
+        failure = as_failure(error, site_id=self.config.site_id)
+        try:
+            self._audit(caller.email, action, plan_id, failure, {})
+        except DataSiteError as exc:  # a full disk: the caller is answered all the same
+            logger.bind(site_id=self.config.site_id).error("no audit row: {}", exc)
+        return wire.encode(failure)
+
+
+def _entry(
+    who: str, action: str, plan_id: str | None, reply: Message, detail: dict[str, Any]
+) -> audit.Entry:
+    if reply["kind"] == "failure":
+        detail = {**detail, "message": reply["message"]}
+    outcome = reply["error"] if reply["kind"] == "failure" else "ok"
+    return audit.Entry(who=who, action=action, plan_id=plan_id, outcome=outcome, detail=detail)
+
+
+def _facts(message: WorkRequest) -> dict[str, Any]:
+    return {} if message["kind"] == "statistics" else {"round_num": message["round_num"]}
+
+
+def _told(reply: Message) -> str:
+    if reply["kind"] == "failure":
+        return f"{reply['error']}: {reply['message']}"
+    update = cast("dict[str, Any]", reply)
+    return f"{update['num_steps']} steps, loss {update['metrics']['train_loss']:.4f}"

@@ -1,0 +1,137 @@
+"""Where training runs: a child process of the site or, for federations in memory, the caller's.
+
+A child, so that the server keeps answering while it trains, so that a deadline really stops the
+work, and so that a crash costs one reply and not the site.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from multiprocessing import Pipe
+from typing import Protocol
+
+import torch
+from loguru import logger
+
+from core import wire
+from core.exceptions import DataSiteError, FederatedLearningError
+from datasite.failures import as_failure
+from datasite.training.work import Job, Worker
+
+
+class Trainer(Protocol):
+    """Performs one job at a time; the site sees to that."""
+
+    def perform(self, job: Job, request: bytes, *, deadline_s: float) -> bytes:
+        """Give the encoded reply; what went wrong in the work comes as an encoded `Failure`.
+
+        Raises:
+            DataSiteError: The trainer crashed or did not finish within `deadline_s`.
+        """
+
+    def close(self) -> None:
+        """End it; a job under way is given up."""
+
+
+class InlineTrainer:
+    """Trains in the calling thread, without a deadline; for federations in memory."""
+
+    def __init__(self, *, threads: int = 1) -> None:
+        torch.set_num_threads(threads)
+        self._worker = Worker()
+
+    def perform(self, job: Job, request: bytes, *, deadline_s: float) -> bytes:
+        """See `Trainer.perform`."""
+        del deadline_s  # nothing can stop a thread
+        try:
+            return self._worker.perform(job, request)
+        except FederatedLearningError as exc:
+            return wire.encode(as_failure(exc, site_id=job["site_id"]))
+
+    def close(self) -> None:
+        """See `Trainer.close`."""
+
+
+class TrainerProcess:
+    """Trains in a persistent child process, which is started anew when it has died.
+
+    Args:
+        site_id: Named in errors.
+        threads: CPU threads of the child.
+    """
+
+    def __init__(self, *, site_id: str, threads: int) -> None:
+        self._site_id = site_id
+        self._threads = threads
+        self._child = self._start()
+
+    def perform(self, job: Job, request: bytes, *, deadline_s: float) -> bytes:
+        """See `Trainer.perform`."""
+        if self._child.process.poll() is not None:
+            self._restart("had ended")
+        try:
+            return self._child.ask(job, request, deadline_s)
+        except TimeoutError as exc:
+            self._restart(f"was stopped at its deadline of {deadline_s:g} s")
+            raise DataSiteError(
+                f"{self._site_id}: training was stopped at its deadline of {deadline_s:g} s; "
+                "train less in a round, or allow more time",
+                site_id=self._site_id,
+            ) from exc
+        except (EOFError, OSError) as exc:
+            code = self._child.process.wait()
+            self._restart(f"ended with exit code {code}")
+            raise DataSiteError(
+                f"{self._site_id}: the trainer ended in the middle of the work (exit code "
+                f"{code}); the site's log says why",
+                site_id=self._site_id,
+            ) from exc
+
+    def close(self) -> None:
+        """See `Trainer.close`."""
+        self._child.stop()
+
+    def _start(self) -> "_Child":
+        return _Child(self._threads)
+
+    def _restart(self, why: str) -> None:
+        logger.bind(site_id=self._site_id).warning("the trainer {}; starting a new one", why)
+        self._child.stop()
+        self._child = self._start()
+
+
+class _Child:
+    """One trainer process with its two pipes."""
+
+    def __init__(self, threads: int) -> None:
+        self._pipe, jobs_end = Pipe()
+        lifeline_end, self._lifeline = os.pipe()
+        descriptors = (jobs_end.fileno(), lifeline_end)
+        self.process = subprocess.Popen(  # noqa: S603 - our own module, fixed arguments
+            [sys.executable, "-m", "datasite.training", *map(str, descriptors), str(threads)],
+            pass_fds=descriptors,
+            stdin=subprocess.DEVNULL,
+            stdout=sys.stderr,
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+            start_new_session=True,  # Ctrl-C is for the site, which ends its trainer itself
+        )
+        jobs_end.close()
+        os.close(lifeline_end)
+
+    def ask(self, job: Job, request: bytes, deadline_s: float) -> bytes:
+        """Give the child's answer; TimeoutError when it takes longer."""
+        pipe = self._pipe
+        pipe.send_bytes(json.dumps(job).encode())
+        pipe.send_bytes(request)
+        if not pipe.poll(deadline_s):
+            raise TimeoutError
+        return pipe.recv_bytes()
+
+    def stop(self) -> None:
+        """End the process now and reap it."""
+        if not self._pipe.closed:
+            self.process.kill()
+            self.process.wait()
+            self._pipe.close()
+            os.close(self._lifeline)

@@ -1,0 +1,1 @@
+"""What runs in the trainer: fitting, evaluation and statistics over prepared data."""

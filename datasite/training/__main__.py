@@ -1,0 +1,52 @@
+"""The trainer process: jobs come in over a pipe that the site holds, replies go back.
+
+    python -m datasite.training JOBS_FD LIFELINE_FD THREADS
+
+It ends when the site does, whatever the site died of: the lifeline is a pipe that only the site
+holds open. An unexpected error ends it with a traceback in the site's log; the site answers the
+request with a `Failure` and starts a new trainer.
+"""
+
+import json
+import os
+import sys
+import threading
+from multiprocessing.connection import Connection
+
+import torch
+
+from core import wire
+from core.exceptions import FederatedLearningError
+from datasite.failures import as_failure
+from datasite.training.work import Job, Worker
+
+
+def main(jobs_fd: int, lifeline_fd: int, threads: int) -> None:
+    """Perform jobs until the site closes the pipe."""
+    threading.Thread(target=_end_with_the_site, args=(lifeline_fd,), daemon=True).start()
+    torch.set_num_threads(threads)
+    worker = Worker()
+    with Connection(jobs_fd) as pipe:
+        while True:
+            try:
+                job: Job = json.loads(pipe.recv_bytes())
+                request = pipe.recv_bytes()
+            except EOFError:
+                return
+            pipe.send_bytes(_perform(worker, job, request))
+
+
+def _perform(worker: Worker, job: Job, request: bytes) -> bytes:
+    try:
+        return worker.perform(job, request)
+    except FederatedLearningError as exc:
+        return wire.encode(as_failure(exc, site_id=job["site_id"]))
+
+
+def _end_with_the_site(lifeline_fd: int) -> None:
+    os.read(lifeline_fd, 1)  # returns only when the site's end is closed
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(*(int(argument) for argument in sys.argv[1:]))

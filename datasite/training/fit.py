@@ -1,0 +1,91 @@
+"""One site's share of one round: a number of epochs of mini-batch descent."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from core.exceptions import ConfigurationError
+from core.messages import TrainingSettings
+from datasite.training.objectives import Objective
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fitted:
+    """What a fit did.
+
+    Attributes:
+        num_samples: Windows trained on.
+        num_steps: Optimiser steps really taken.
+        train_loss: Mean loss over the last epoch.
+    """
+
+    num_samples: int
+    num_steps: int
+    train_loss: float
+
+
+def fit(
+    model: nn.Module,
+    inputs: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    settings: TrainingSettings,
+    positive_weight: float,
+    objective: Objective,
+    seed: int,
+) -> Fitted:
+    """Train `model` in place.
+
+    The loss is cross entropy with failures weighted by `positive_weight`, a weighted mean over the
+    batch. The order of the batches comes from `seed` alone; nothing else is random.
+
+    Args:
+        model: Gives logits (batch, 2).
+        inputs: (n, window, sensors) float32, z-scored per sensor.
+        labels: (n,) int64 in {0, 1}.
+        settings: Epochs, batch size, optimiser and its settings.
+        positive_weight: Weight of a failure in the loss; a non-failure has 1.
+        objective: What the algorithm adds to the loss.
+        seed: Decides the order of the batches.
+    """
+    optimizer = build_optimizer(model, settings)
+    weights = torch.tensor([1.0, positive_weight])
+    generator = torch.Generator().manual_seed(seed)
+    model.train()
+    num_steps, total = 0, 0.0
+    for _ in range(settings["local_epochs"]):
+        total = 0.0
+        order = torch.randperm(len(labels), generator=generator)
+        for batch in torch.split(order, settings["batch_size"]):
+            optimizer.zero_grad(set_to_none=True)
+            loss = functional.cross_entropy(model(inputs[batch]), labels[batch], weight=weights)
+            penalty = objective.penalty(model)
+            (loss if penalty is None else loss + penalty).backward()  # type: ignore[no-untyped-call]
+            if settings["gradient_clip"] is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), settings["gradient_clip"])
+            optimizer.step()
+            num_steps += 1
+            total += loss.item() * len(batch)
+    return Fitted(num_samples=len(labels), num_steps=num_steps, train_loss=total / len(labels))
+
+
+def build_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
+    """Give a fresh optimiser: nothing is carried from one round to the next.
+
+    Raises:
+        ConfigurationError: Unknown name, or momentum where there is none.
+    """
+    rate, decay = settings["learning_rate"], settings["weight_decay"]
+    if settings["optimizer"] == "sgd":
+        return torch.optim.SGD(
+            model.parameters(), lr=rate, momentum=settings["momentum"], weight_decay=decay
+        )
+    if settings["optimizer"] == "adam":
+        if settings["momentum"]:
+            raise ConfigurationError("training.momentum belongs to sgd; with adam leave it out")
+        return torch.optim.Adam(model.parameters(), lr=rate, weight_decay=decay)
+    raise ConfigurationError(
+        f"training.optimizer {settings['optimizer']!r} is unknown; available: sgd, adam"
+    )

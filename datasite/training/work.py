@@ -1,0 +1,218 @@
+"""The trainer's work: a job and a request in, a reply out. Pure but for a cache of prepared data.
+
+The same function runs in the site's trainer process and, for whole federations in memory, in the
+caller's own.
+"""
+
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from torch.nn import functional
+from typing_extensions import TypedDict
+
+from core import wire
+from core.evaluation import count_scores
+from core.exceptions import DataSiteError
+from core.messages import (
+    ClientUpdate,
+    EvaluateRequest,
+    EvaluationReport,
+    Message,
+    Parameters,
+    Preprocessing,
+    ScoreCounts,
+    SensorStatistics,
+    SplitSettings,
+    TrainRequest,
+)
+from core.models import TorchModel, build_model
+from core.parameters import require_finite
+from core.schema import DataSchema
+from core.seeds import derive_seed
+from datasite.data.statistics import sum_statistics
+from datasite.data.windows import Part, Parts, prepare_parts
+from datasite.registry import file_sha256
+from datasite.training.fit import Fitted, fit
+from datasite.training.objectives import PROBE, PROBE_STEP, build_objective
+
+T = TypeVar("T")
+
+_KEPT = 4
+_EVALUATION_BATCH = 4096
+
+
+class Job(TypedDict):
+    """What the site adds to a request: where the plan's data lie and how they divide."""
+
+    site_id: str
+    file: str
+    sha256: str
+    schema: dict[str, object]
+    split: SplitSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Tensors:
+    inputs: torch.Tensor
+    labels: torch.Tensor
+
+
+class Worker:
+    """Performs jobs one at a time; keeps the data that it prepared last, as tensors."""
+
+    def __init__(self) -> None:
+        self._parts: OrderedDict[str, Parts] = OrderedDict()
+        self._tensors: OrderedDict[str, _Tensors] = OrderedDict()
+
+    def perform(self, job: Job, request: bytes) -> bytes:
+        """Give the encoded reply to `request`.
+
+        Raises:
+            FederatedLearningError: As the work demands; the carrier turns it into a `Failure`.
+        """
+        message = wire.decode(request)
+        reply: Message
+        match message["kind"]:
+            case "train":
+                reply = self._train(job, message)
+            case "evaluate":
+                reply = self._evaluate(job, message)
+            case "statistics":
+                reply = self._statistics(job)
+            case kind:
+                raise DataSiteError(f"{job['site_id']}: a {kind!r} request is no work")
+        return wire.encode(reply)
+
+    def _train(self, job: Job, request: TrainRequest) -> ClientUpdate:
+        begin = time.perf_counter()
+        if request["algorithm"]["name"] == PROBE:
+            return _probe(job, request, begin)
+        data = self._standardised(job, "train", request["preprocessing"])
+        model = _build(request, data.inputs)
+        fitted = fit(
+            model,
+            data.inputs,
+            data.labels,
+            settings=request["training"],
+            positive_weight=request["preprocessing"]["positive_weight"],
+            objective=build_objective(request["algorithm"], request["parameters"]),
+            seed=derive_seed(request["seed"], request["round_num"], job["site_id"], "batches"),
+        )
+        parameters = model.get_parameters()
+        require_finite(parameters, whose=job["site_id"])
+        return _update(job, request, parameters, fitted, begin)
+
+    def _evaluate(self, job: Job, request: EvaluateRequest) -> EvaluationReport:
+        model = _build(request, self._standardised(job, "test", request["preprocessing"]).inputs)
+        model.eval()
+        validation, test = (
+            _score(model, self._standardised(job, part, request["preprocessing"]))
+            for part in ("validation", "test")
+        )
+        return EvaluationReport(
+            kind="evaluation",
+            datasite_id=job["site_id"],
+            round_num=request["round_num"],
+            validation=validation,
+            test=test,
+        )
+
+    def _statistics(self, job: Job) -> SensorStatistics:
+        part = self._prepared(job).train
+        sums = sum_statistics(part.x, part.y)
+        return SensorStatistics(
+            kind="sensor_statistics",
+            datasite_id=job["site_id"],
+            count=sums.count,
+            total=sums.total,
+            total_of_squares=sums.total_of_squares,
+            label_counts=sums.label_counts,
+        )
+
+    def _prepared(self, job: Job) -> Parts:
+        key = f"{job['sha256']} {job['split']}"
+        if key not in self._parts:
+            _keep(self._parts, key, _prepare(job))
+        self._parts.move_to_end(key)
+        return self._parts[key]
+
+    def _standardised(self, job: Job, name: str, preprocessing: Preprocessing) -> _Tensors:
+        key = f"{job['sha256']} {job['split']} {name} {preprocessing}"
+        if key not in self._tensors:
+            part: Part = getattr(self._prepared(job), name)
+            _keep(self._tensors, key, _standardise(part, preprocessing), limit=3 * _KEPT)
+        self._tensors.move_to_end(key)
+        return self._tensors[key]
+
+
+def _keep(kept: OrderedDict[str, T], key: str, value: T, limit: int = _KEPT) -> None:
+    kept[key] = value
+    while len(kept) > limit:
+        kept.popitem(last=False)
+
+
+def _prepare(job: Job) -> Parts:
+    path = Path(job["file"])
+    if not path.exists() or file_sha256(path) != job["sha256"]:
+        raise DataSiteError(
+            f"{job['site_id']}: the registered data changed on disk since registration; "
+            "the operator must remove and register them again"
+        )
+    schema = DataSchema.model_validate(job["schema"])
+    return prepare_parts(pd.read_parquet(path), schema, job["split"], job["site_id"])
+
+
+def _standardise(part: Part, preprocessing: Preprocessing) -> _Tensors:
+    mean, scale = np.asarray(preprocessing["mean"]), np.asarray(preprocessing["scale"])
+    if not len(mean) == len(scale) == part.x.shape[-1]:
+        raise DataSiteError(
+            f"the preprocessing is for {len(mean)} features, the data have {part.x.shape[-1]}"
+        )
+    inputs: npt.NDArray[np.float32] = ((part.x - mean) / scale).astype(np.float32)
+    return _Tensors(inputs=torch.from_numpy(inputs), labels=torch.from_numpy(part.y))
+
+
+def _build(request: TrainRequest | EvaluateRequest, inputs: torch.Tensor) -> TorchModel:
+    _, window_steps, sensors = inputs.shape
+    model = build_model(request["model"], sensors=sensors, window_steps=window_steps)
+    model.set_parameters(request["parameters"])
+    return model
+
+
+def _update(
+    job: Job, request: TrainRequest, parameters: Parameters, fitted: Fitted, begin: float
+) -> ClientUpdate:
+    return ClientUpdate(
+        kind="update",
+        datasite_id=job["site_id"],
+        round_num=request["round_num"],
+        num_samples=fitted.num_samples,
+        num_steps=fitted.num_steps,
+        metrics={"train_loss": fitted.train_loss, "fit_s": time.perf_counter() - begin},
+        parameters=parameters,
+    )
+
+
+def _probe(job: Job, request: TrainRequest, begin: float) -> ClientUpdate:
+    parameters = {
+        name: tensor + PROBE_STEP if tensor.is_floating_point() else tensor
+        for name, tensor in request["parameters"].items()
+    }
+    fitted = Fitted(num_samples=1, num_steps=1, train_loss=0.0)
+    return _update(job, request, parameters, fitted, begin)
+
+
+@torch.no_grad()
+def _score(model: TorchModel, data: _Tensors) -> ScoreCounts:
+    batches = torch.split(data.inputs, _EVALUATION_BATCH)
+    logits = torch.cat([model(batch) for batch in batches]).to(torch.float64)
+    losses = functional.cross_entropy(logits, data.labels, reduction="none")
+    scores = logits[:, 1] - logits[:, 0]
+    return count_scores(scores.numpy(), data.labels.numpy(), losses.numpy())

@@ -1,0 +1,1 @@
+"""The centre: experiments, rounds, communication, runs and the researcher's command."""

@@ -1,0 +1,239 @@
+"""What orchestrator and sites agree on before round 0: the data, the plan, the preprocessing."""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from core.exceptions import ConfigurationError, DataError, PlanError, WaitExpiredError
+from core.messages import (
+    DatasetDescription,
+    DescribeRequest,
+    ModelSpec,
+    PlanDecision,
+    PlanProposal,
+    PlanQuery,
+    Preprocessing,
+    SensorStatistics,
+    SiteDescription,
+    SplitSettings,
+    StatisticsRequest,
+    TrainingSettings,
+)
+from core.plans import PlanStatus
+from core.schema import DataSchema
+from orchestrator.algorithms import Algorithm
+from orchestrator.configuration import ClassWeight, ExperimentConfig
+from orchestrator.fleet import Answers, Fleet
+
+_POLL_S = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """What the sites offered, and the plans they approved.
+
+    Attributes:
+        schema: The same at every site.
+        plan_ids: The approved plan of each site.
+        rows: Rows that each site has registered; no update can rest on more.
+    """
+
+    schema: DataSchema
+    plan_ids: Mapping[str, str]
+    rows: Mapping[str, int]
+
+
+def describe_sites(fleet: Fleet, site_ids: Sequence[str]) -> Answers[SiteDescription]:
+    """Ask the sites what they are and offer."""
+
+    def describe(site_id: str) -> SiteDescription:
+        return fleet.communication.request(
+            DescribeRequest(kind="describe"), SiteDescription, site_id
+        )
+
+    return fleet.ask(site_ids, describe)
+
+
+def find_dataset(site: SiteDescription, name: str) -> DatasetDescription:
+    """Give the dataset `name` of the site.
+
+    Raises:
+        DataError: The site has none of that name.
+    """
+    for dataset in site["datasets"]:
+        if dataset["name"] == name:
+            return dataset
+    known = ", ".join(dataset["name"] for dataset in site["datasets"]) or "none"
+    raise DataError(
+        f"{site['datasite_id']}: has no dataset {name!r}; it has: {known}. Its operator registers "
+        f"one with 'datasite data register FILE --schema SCHEMA --name {name}'",
+        site_id=site["datasite_id"],
+    )
+
+
+def require_alike(sites: Mapping[str, SiteDescription], dataset: str) -> DataSchema:
+    """Give the one schema that all sites have for `dataset`.
+
+    Raises:
+        DataError: They differ in their schemas.
+        ConfigurationError: They differ in the training code that is installed.
+    """
+    names = sorted(sites)
+    first = names[0]
+    expected = find_dataset(sites[first], dataset)["schema"]
+    for name in names[1:]:
+        if find_dataset(sites[name], dataset)["schema"] != expected:
+            raise DataError(
+                f"{name}: its schema of {dataset!r} differs from that of {first}; "
+                "register the data with one schema at every site",
+                site_id=name,
+            )
+        if sites[name]["code_hash"] != sites[first]["code_hash"]:
+            raise ConfigurationError(
+                f"{name} runs other training code ({sites[name]['code_hash'][:12]}) than {first} "
+                f"({sites[first]['code_hash'][:12]}); install the same release at both",
+                site_id=name,
+            )
+    return DataSchema.model_validate(expected)
+
+
+def model_spec(config: ExperimentConfig) -> ModelSpec:
+    """Give the model as messages name it."""
+    return ModelSpec(type=config.model.type.value, options=config.model.options)
+
+
+def training_settings(config: ExperimentConfig) -> TrainingSettings:
+    """Give the training settings as messages hold them."""
+    training = config.training
+    return TrainingSettings(
+        local_epochs=training.local_epochs,
+        batch_size=training.batch_size,
+        learning_rate=training.learning_rate,
+        optimizer=training.optimizer.value,
+        momentum=training.momentum,
+        weight_decay=training.weight_decay,
+        gradient_clip=training.gradient_clip,
+    )
+
+
+def split_settings(config: ExperimentConfig) -> SplitSettings:
+    """Give the split as messages hold it; without a seed of its own it has the run's."""
+    seed = config.seed if config.split.seed is None else config.split.seed
+    return SplitSettings(test=config.split.test, validation=config.split.validation, seed=seed)
+
+
+def propose(
+    fleet: Fleet,
+    sites: Mapping[str, SiteDescription],
+    config: ExperimentConfig,
+    algorithm: Algorithm,
+    *,
+    run_id: str,
+) -> Answers[PlanDecision]:
+    """Propose the run to each site; the same run again is the same plan."""
+
+    def propose_to(site_id: str) -> PlanDecision:
+        site = sites[site_id]
+        proposal = PlanProposal(
+            kind="propose",
+            run_id=run_id,
+            dataset=config.dataset,
+            dataset_version=find_dataset(site, config.dataset)["version"],
+            model=model_spec(config),
+            algorithm=algorithm.spec(),
+            training=training_settings(config),
+            split=split_settings(config),
+            privacy_level=config.privacy.level.value,
+            rounds=config.rounds,
+            code_hash=site["code_hash"],
+        )
+        return fleet.communication.request(proposal, PlanDecision, site_id)
+
+    return fleet.ask(sites, propose_to)
+
+
+def wait_for_approval(
+    fleet: Fleet,
+    proposed: Mapping[str, PlanDecision],
+    *,
+    limit_s: float,
+    waiting: Callable[[Sequence[str]], None],
+) -> Answers[PlanDecision]:
+    """Ask until every plan is decided or `limit_s` has passed; `waiting` is told for whom.
+
+    Denied plans, and those that nobody decided in time, come back as failures.
+    """
+    begin = time.monotonic()
+
+    def decided(site_id: str) -> PlanDecision:
+        decision = proposed[site_id]
+        while decision["status"] == PlanStatus.WAITING.name:
+            if time.monotonic() - begin > limit_s:
+                raise WaitExpiredError(
+                    f"{site_id}: its operator did not decide on plan {decision['plan_id'][:12]} "
+                    f"within {limit_s:g} s; 'datasite plans approve {decision['plan_id'][:12]}' "
+                    "there, then 'orchestrator resume'",
+                    site_id=site_id,
+                )
+            time.sleep(_POLL_S)
+            query = PlanQuery(kind="plan_status", plan_id=decision["plan_id"])
+            decision = fleet.communication.request(query, PlanDecision, site_id)
+        if decision["status"] != PlanStatus.APPROVED.name:
+            raise PlanError(
+                f"{site_id}: plan {decision['plan_id'][:12]} is {decision['status']}: "
+                f"{decision['reason']}",
+                site_id=site_id,
+            )
+        return decision
+
+    undecided = [s for s, d in proposed.items() if d["status"] == PlanStatus.WAITING.name]
+    if undecided:
+        waiting(sorted(undecided))
+    return fleet.ask(proposed, decided)
+
+
+def collect_statistics(
+    fleet: Fleet, plan_ids: Mapping[str, str], participants: Sequence[str]
+) -> Answers[SensorStatistics]:
+    """Ask the participants for the sums over their training rows."""
+
+    def statistics(site_id: str) -> SensorStatistics:
+        request = StatisticsRequest(kind="statistics", plan_id=plan_ids[site_id])
+        return fleet.communication.request(request, SensorStatistics, site_id)
+
+    return fleet.ask(participants, statistics)
+
+
+def agree_on_preprocessing(
+    statistics: Sequence[SensorStatistics], weighting: ClassWeight
+) -> Preprocessing:
+    """Give one scaler and one class weight from the sites' sums.
+
+    `mean` and `scale` are mean and standard deviation over all training rows of all sites; a
+    feature that never varies is only shifted.
+    """
+    count = sum(site["count"] for site in statistics)
+    negatives, positives = (
+        sum(site["label_counts"][label] for site in statistics) for label in (0, 1)
+    )
+    totals = [math.fsum(column) for column in zip(*(s["total"] for s in statistics), strict=True)]
+    squares = [
+        math.fsum(column)
+        for column in zip(*(site["total_of_squares"] for site in statistics), strict=True)
+    ]
+    mean = [total / count for total in totals]
+    variance = [square / count - m * m for square, m in zip(squares, mean, strict=True)]
+    ratio = negatives / positives
+    return Preprocessing(
+        mean=mean,
+        scale=[
+            math.sqrt(v) if v > 1e-12 * max(1.0, m * m) else 1.0
+            for v, m in zip(variance, mean, strict=True)
+        ],
+        positive_weight={
+            ClassWeight.NONE: 1.0,
+            ClassWeight.SQRT: math.sqrt(ratio),
+            ClassWeight.BALANCED: ratio,
+        }[weighting],
+    )

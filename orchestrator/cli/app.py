@@ -1,0 +1,201 @@
+"""`orchestrator`: what a researcher does from a shell. Imports are late: `--help` is instant."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from core.commands import Debug, configure_logging, echo_json, echo_table
+from core.commands import run as run_app
+from orchestrator.cli import testbed
+
+if TYPE_CHECKING:
+    from orchestrator.runs import RunStore
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(testbed.app, name="testbed")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+RunsFolder = Annotated[
+    Path, typer.Option("--runs", envvar="ORCHESTRATOR_RUNS", help="The folder of the runs.")
+]
+RunId = Annotated[str, typer.Argument(help="The run's id.", show_default=False)]
+_RUNS = Path("runs")
+
+
+@app.callback()
+def prepare(debug: Debug = False) -> None:
+    """Run federated experiments against live datasites."""
+    configure_logging(debug=debug)
+
+
+@app.command()
+def run(
+    experiment: Annotated[
+        Path, typer.Argument(help="The experiment, as YAML.", show_default=False)
+    ],
+    run_id: Annotated[str, typer.Option("--run-id", help="By default name and time.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Run an experiment to its end.
+
+    Example: orchestrator run deploy/experiments/ai4i-fedavg.yaml
+    """
+    from orchestrator.configuration import load_experiment
+    from orchestrator.experiment import new_run_id
+    from orchestrator.runs import RunStore
+
+    config = load_experiment(experiment)
+    store = RunStore(config.runs)
+    name = run_id or new_run_id(config.name)
+    store.create(name, config)
+    _run(store, name, as_json=as_json)
+
+
+@app.command()
+def resume(
+    run_id: RunId,
+    runs: RunsFolder = _RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Go on with a run that stopped, from its last checkpoint.
+
+    Example: orchestrator resume ai4i-fedavg-20260101-120000-3f2a
+    """
+    _run(_store(runs), run_id, as_json=as_json)
+
+
+@app.command(name="list")
+def list_(runs: RunsFolder = _RUNS, as_json: AsJson = False) -> None:
+    """List the runs, newest first.
+
+    Example: orchestrator list
+    """
+    rows = _store(runs).all()
+    if as_json:
+        echo_json(
+            [
+                {
+                    "run": row.run_id,
+                    "name": row.name,
+                    "status": row.status,
+                    "rounds_done": row.rounds_done,
+                    "rounds": row.rounds,
+                    "created_at": row.created_at,
+                    "updated_at": row.updated_at,
+                    "message": row.message,
+                }
+                for row in rows
+            ]
+        )
+        return
+    echo_table(
+        ("run", "status", "rounds", "updated", "message"),
+        [
+            (
+                row.run_id,
+                row.status,
+                f"{row.rounds_done}/{row.rounds}",
+                row.updated_at[:19],
+                (row.message.splitlines() or [""])[0][:60],
+            )
+            for row in rows
+        ],
+        empty=f"no runs in {runs}; start one with 'orchestrator run EXPERIMENT'",
+    )
+
+
+@app.command()
+def show(
+    run_id: RunId,
+    runs: RunsFolder = _RUNS,
+    export: Annotated[
+        Path | None,
+        typer.Option("--export", help="Write the rounds to this .json, .csv or .parquet file."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show where a run stands and what it found.
+
+    Example: orchestrator show ai4i-fedavg-20260101-120000-3f2a --export rounds.csv
+    """
+    results = _store(runs).results(run_id)
+    if export is not None:
+        from orchestrator.metrics import export_rounds
+
+        export_rounds(results["rounds"], export)
+    if as_json:
+        echo_json(results)
+    else:
+        _echo_results(results)
+
+
+@app.command()
+def sites(
+    file: Annotated[Path, typer.Argument(help="The sites file.", show_default=False)],
+    as_json: AsJson = False,
+) -> None:
+    """Log in to every site of a sites file and say what each offers; exit code 2 if one fails.
+
+    Example: orchestrator sites .testbed/sites.yaml
+    """
+    from core.exceptions import CommunicationError
+    from orchestrator.survey import survey
+
+    found = survey(file)
+    if as_json:
+        echo_json(found)
+    else:
+        echo_table(
+            ("site", "status", "url", "datasets", "version", "message"),
+            [
+                (s["site_id"], s["status"], s["url"], s["datasets"], s["version"], s["message"])
+                for s in found
+            ],
+            empty="",
+        )
+    if any(site["message"] for site in found):
+        raise typer.Exit(CommunicationError.exit_code)
+
+
+def _run(store: "RunStore", run_id: str, *, as_json: bool) -> None:
+    from orchestrator.communication.live import over_pysyft
+    from orchestrator.experiment import ExperimentOrchestrator
+    from orchestrator.progress import best_observer
+
+    orchestrator = ExperimentOrchestrator(over_pysyft, store, best_observer(as_json=as_json))
+    results = orchestrator.run_experiment(run_id)
+    if not as_json:
+        _echo_results(results)
+
+
+def _store(runs: Path) -> "RunStore":
+    from orchestrator.runs import RunStore
+
+    return RunStore(runs)
+
+
+def _echo_results(results: dict[str, Any]) -> None:
+    from orchestrator.report import metrics_table
+
+    typer.echo(
+        f"run {results['experiment_id']}: {results['status']}, "
+        f"{len(results['rounds'])} of {results['rounds_planned']} rounds; in {results['folder']}"
+    )
+    if results["message"]:
+        typer.echo(f"  {results['message']}")
+    evaluated = [record for record in results["rounds"] if "global" in record]
+    if evaluated:
+        header, rows = metrics_table(evaluated[-1])
+        typer.echo(f"global model after round {evaluated[-1]['round_num']}:")
+        echo_table(header, rows, empty="")
+
+
+def main() -> NoReturn:
+    """Run the command and end the process with its exit code."""
+    run_app(app)

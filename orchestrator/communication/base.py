@@ -1,0 +1,157 @@
+"""What every transport shares: messages in, messages out, and the five methods of the contract.
+
+A carrier moves bytes to one site and back; the two transports differ in their carriers only.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, Protocol, TypeVar, cast
+
+from core import exceptions, wire
+from core.exceptions import CommunicationError, DataSiteError, FederatedLearningError, ProtocolError
+from core.interfaces import CommunicationInterface
+from core.messages import ClientUpdate, Failure, Message, Parameters, Request
+
+T = TypeVar("T")
+
+_ERRORS: Mapping[str, type[FederatedLearningError]] = {
+    name: error
+    for name, error in vars(exceptions).items()
+    if isinstance(error, type) and issubclass(error, FederatedLearningError)
+}
+
+
+class Carrier(Protocol):
+    """An open way to one site; `site_id` is the name the site gives itself."""
+
+    site_id: str
+
+    def exchange(self, request: bytes, *, deadline_s: float) -> bytes:
+        """Give the site's answer to `request`.
+
+        Raises:
+            CommunicationError: Not reached; `DeadlineError` when the answer takes longer.
+        """
+
+    def close(self) -> None:
+        """Let go of the connection."""
+
+
+class SiteCommunication(CommunicationInterface):
+    """The contract over carriers.
+
+    Args:
+        connect_s: Seconds for a log-in.
+        call_s: Seconds for a request that names no deadline of its own.
+    """
+
+    def __init__(self, *, connect_s: float = 15.0, call_s: float = 600.0) -> None:
+        self.connect_s = connect_s
+        self.call_s = call_s
+        self._carriers: dict[str, Carrier] = {}
+        self._sent: dict[str, Parameters] = {}
+
+    @abstractmethod
+    def open_carrier(self, url: str, credentials: Mapping[str, str]) -> Carrier:
+        """Connect and log in; see `connect_to_datasite` for what it raises."""
+
+    @property
+    def connected(self) -> list[str]:
+        """Names of the connected sites, sorted."""
+        return sorted(self._carriers)
+
+    def connect_to_datasite(self, datasite_url: str, credentials: dict[str, str]) -> bool:
+        """See `CommunicationInterface`.
+
+        `credentials` has `email` and `password`, and may have `site_id`: the name that the site
+        must then give.
+        """
+        carrier = self.open_carrier(datasite_url, credentials)
+        expected = credentials.get("site_id", carrier.site_id)
+        if carrier.site_id != expected:
+            carrier.close()
+            raise CommunicationError(
+                f"{datasite_url} is {carrier.site_id!r}, expected {expected!r}; "
+                "correct the sites file",
+                site_id=expected,
+            )
+        self.disconnect_from_datasite(carrier.site_id)
+        self._carriers[carrier.site_id] = carrier
+        return True
+
+    def send_model(self, model_parameters: dict[str, Any], datasite_id: str) -> bool:
+        """See `CommunicationInterface`."""
+        self._carrier(datasite_id)
+        self._sent[datasite_id] = model_parameters
+        return True
+
+    def request_training(self, training_config: dict[str, Any], datasite_id: str) -> dict[str, Any]:
+        """See `CommunicationInterface`; `training_config` has the fields of `TrainRequest`."""
+        self._carrier(datasite_id)
+        if datasite_id not in self._sent:
+            raise CommunicationError(
+                f"{datasite_id}: no model was sent; call send_model first", site_id=datasite_id
+            )
+        request: dict[str, Any] = {
+            "kind": "train",
+            **training_config,
+            "parameters": self._sent[datasite_id],
+        }
+        update = self.request(cast("Request", request), ClientUpdate, datasite_id)
+        if (update["datasite_id"], update["round_num"]) != (datasite_id, request["round_num"]):
+            raise ProtocolError(
+                f"{datasite_id}: answered for {update['datasite_id']} in round "
+                f"{update['round_num']}, asked was round {request['round_num']}",
+                site_id=datasite_id,
+            )
+        return cast("dict[str, Any]", update)
+
+    def disconnect_from_datasite(self, datasite_id: str) -> bool:
+        """See `CommunicationInterface`."""
+        carrier = self._carriers.pop(datasite_id, None)
+        self._sent.pop(datasite_id, None)
+        if carrier is None:
+            return False
+        carrier.close()
+        return True
+
+    def request(self, message: Request, reply: type[T], datasite_id: str) -> T:
+        """Send `message` and give the answer, which must be of the kind `reply`.
+
+        Raises:
+            CommunicationError: Not connected or not reached; `ProtocolError` for another kind.
+            FederatedLearningError: What the site answered, as the error it names.
+        """
+        deadline_s = float(cast("dict[str, Any]", message).get("deadline_s", self.call_s))
+        answer = wire.decode(
+            self._carrier(datasite_id).exchange(wire.encode(message), deadline_s=deadline_s)
+        )
+        if wire.is_kind(answer, Failure):
+            raise _as_error(answer)
+        if not wire.is_kind(answer, reply):
+            raise ProtocolError(
+                f"{datasite_id}: answered {_kind(answer)!r} to {message['kind']!r}",
+                site_id=datasite_id,
+            )
+        return answer
+
+    def _carrier(self, datasite_id: str) -> Carrier:
+        try:
+            return self._carriers[datasite_id]
+        except KeyError as exc:
+            raise CommunicationError(
+                f"not connected to {datasite_id!r}; connected: "
+                f"{', '.join(self.connected) or 'none'}",
+                site_id=datasite_id,
+            ) from exc
+
+
+def _kind(message: Message) -> str:
+    return message["kind"]
+
+
+def _as_error(failure: Failure) -> FederatedLearningError:
+    kind = _ERRORS.get(failure["error"], DataSiteError)
+    return kind(
+        failure["message"], site_id=failure["datasite_id"], round_num=failure.get("round_num")
+    )

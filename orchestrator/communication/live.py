@@ -1,0 +1,33 @@
+"""The live transport: the contract of `CommunicationInterface` over PySyft.
+
+Importing PySyft takes seconds, so it happens at the first connection and not before.
+"""
+
+from collections.abc import Mapping
+
+from core.exceptions import ConfigurationError
+from orchestrator.communication.base import Carrier, SiteCommunication
+from orchestrator.configuration import ExperimentConfig
+
+
+class PySyftCommunication(SiteCommunication):
+    """Reaches sites by the URL of their PySyft server, each request a signed call."""
+
+    def open_carrier(self, url: str, credentials: Mapping[str, str]) -> Carrier:
+        """See `SiteCommunication.open_carrier`."""
+        from orchestrator.communication.pysyft import PySyftCarrier  # noqa: PLC0415 - slow
+
+        missing = [name for name in ("email", "password") if not credentials.get(name)]
+        if missing:
+            raise ConfigurationError(f"{url}: the credentials lack {' and '.join(missing)}")
+        return PySyftCarrier.open(
+            url,
+            email=credentials["email"],
+            password=credentials["password"],
+            timeout_s=self.connect_s,
+        )
+
+
+def over_pysyft(config: ExperimentConfig) -> PySyftCommunication:
+    """Give the live transport of a run, within the run's limits."""
+    return PySyftCommunication(connect_s=config.limits.connect_s, call_s=config.limits.call_s)

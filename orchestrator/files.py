@@ -1,0 +1,34 @@
+"""Files that are there whole or not at all, whatever happens while they are written."""
+
+import os
+from pathlib import Path
+
+from core.exceptions import ExperimentError
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Replace `path` by `content` in one step that survives a crash or a power cut.
+
+    Raises:
+        ExperimentError: It cannot be written, a full disk for one; what was there is still there.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.replace(path)
+        _sync_folder(path.parent)
+    except OSError as exc:
+        part.unlink(missing_ok=True)
+        raise ExperimentError(f"{path} cannot be written: {exc.strerror}") from exc
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

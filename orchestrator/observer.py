@@ -1,0 +1,25 @@
+"""Who watches a run: the display, a log, a test. Every method may be left as it is."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from core.enums import ExperimentStatus
+
+
+class Observer:
+    """Told of a run's course; does nothing."""
+
+    def connected(self, run_id: str, site_ids: Sequence[str], missing: Mapping[str, str]) -> None:
+        """The sites were asked to log in; `missing` says why some are not there."""
+
+    def waiting(self, run_id: str, site_ids: Sequence[str]) -> None:
+        """The run waits for the operators of these sites to approve its plan."""
+
+    def started(self, run_id: str, first_round: int, rounds: int) -> None:
+        """Rounds `first_round` to `rounds - 1` follow."""
+
+    def round_done(self, run_id: str, record: Mapping[str, Any]) -> None:
+        """A round is committed; `record` is what `collect_round_metrics` gave."""
+
+    def finished(self, run_id: str, status: ExperimentStatus, message: str) -> None:
+        """The run stopped, for now or for good."""

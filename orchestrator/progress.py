@@ -1,0 +1,176 @@
+"""Three ways to watch a run: a live display, plain lines, JSON lines."""
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, TextIO
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from core.enums import ExperimentStatus
+from orchestrator.observer import Observer
+
+_ROUNDS_SHOWN = 8
+
+
+def best_observer(*, as_json: bool) -> Observer:
+    """Give JSON lines when asked for, the live display on a terminal, else plain lines."""
+    if as_json:
+        return JsonLines(sys.stdout)
+    return LiveDisplay() if sys.stdout.isatty() else PlainLines(sys.stdout)
+
+
+class JsonLines(Observer):
+    """One JSON object a line, each with an `event`."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def connected(self, run_id: str, site_ids: Sequence[str], missing: Mapping[str, str]) -> None:
+        """See `Observer`."""
+        self._write("connected", run_id, sites=list(site_ids), missing=dict(missing))
+
+    def waiting(self, run_id: str, site_ids: Sequence[str]) -> None:
+        """See `Observer`."""
+        self._write("waiting", run_id, sites=list(site_ids))
+
+    def started(self, run_id: str, first_round: int, rounds: int) -> None:
+        """See `Observer`."""
+        self._write("started", run_id, first_round=first_round, rounds=rounds)
+
+    def round_done(self, run_id: str, record: Mapping[str, Any]) -> None:
+        """See `Observer`."""
+        self._write("round", run_id, **record)
+
+    def finished(self, run_id: str, status: ExperimentStatus, message: str) -> None:
+        """See `Observer`."""
+        self._write("finished", run_id, status=status.name, message=message)
+
+    def _write(self, event: str, run_id: str, **facts: object) -> None:
+        self._stream.write(json.dumps({"event": event, "run": run_id, **facts}) + "\n")
+        self._stream.flush()
+
+
+class PlainLines(Observer):
+    """One line for each thing that happens; for logs and pipes."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def connected(self, run_id: str, site_ids: Sequence[str], missing: Mapping[str, str]) -> None:
+        """See `Observer`."""
+        self._write(f"run {run_id}: connected to {', '.join(site_ids) or 'no site'}")
+        for site_id, why in missing.items():
+            self._write(f"  {site_id} is missing: {why}")
+
+    def waiting(self, run_id: str, site_ids: Sequence[str]) -> None:
+        """See `Observer`."""
+        self._write(f"run {run_id}: {_waiting(site_ids)}")
+
+    def started(self, run_id: str, first_round: int, rounds: int) -> None:
+        """See `Observer`."""
+        self._write(f"run {run_id}: rounds {first_round} to {rounds - 1}")
+
+    def round_done(self, run_id: str, record: Mapping[str, Any]) -> None:
+        """See `Observer`."""
+        del run_id
+        cells = _cells(record)
+        self._write(
+            f"round {cells[0]:>4}  sites {cells[1]}  train loss {cells[2]}  loss {cells[3]}  "
+            f"PR-AUC {cells[4]}  {cells[5]} s"
+        )
+        for site_id, why in record["missing"].items():
+            self._write(f"  {site_id} is missing: {why}")
+
+    def finished(self, run_id: str, status: ExperimentStatus, message: str) -> None:
+        """See `Observer`."""
+        first_line = message.splitlines()[0] if message else ""
+        self._write(f"run {run_id}: {status.name}{': ' + first_line if first_line else ''}")
+
+    def _write(self, line: str) -> None:
+        self._stream.write(line + "\n")
+        self._stream.flush()
+
+
+class LiveDisplay(Observer):
+    """A progress bar and the newest rounds, redrawn in place."""
+
+    def __init__(self) -> None:
+        self._console = Console()
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=self._console,
+        )
+        self._task = self._bar.add_task("connecting", total=None)
+        self._records: list[Mapping[str, Any]] = []
+        self._live = Live(console=self._console, refresh_per_second=8, transient=False)
+        self._begin = time.monotonic()
+
+    def connected(self, run_id: str, site_ids: Sequence[str], missing: Mapping[str, str]) -> None:
+        """See `Observer`."""
+        self._console.print(f"run [bold]{run_id}[/]: connected to {', '.join(site_ids)}")
+        for site_id, why in missing.items():
+            self._console.print(f"  [yellow]{site_id} is missing[/]: {why}", highlight=False)
+
+    def waiting(self, run_id: str, site_ids: Sequence[str]) -> None:
+        """See `Observer`."""
+        del run_id
+        self._console.print(f"[yellow]{_waiting(site_ids)}[/]")
+
+    def started(self, run_id: str, first_round: int, rounds: int) -> None:
+        """See `Observer`."""
+        del run_id
+        self._bar.update(self._task, description="round", total=rounds, completed=first_round)
+        self._live.start()
+        self._draw()
+
+    def round_done(self, run_id: str, record: Mapping[str, Any]) -> None:
+        """See `Observer`."""
+        del run_id
+        self._records = [*self._records, record][-_ROUNDS_SHOWN:]
+        self._bar.update(self._task, completed=record["round_num"] + 1)
+        for site_id, why in record["missing"].items():
+            self._console.print(f"  [yellow]{site_id} is missing[/]: {why}", highlight=False)
+        self._draw()
+
+    def finished(self, run_id: str, status: ExperimentStatus, message: str) -> None:
+        """See `Observer`."""
+        self._live.stop()
+        colour = "green" if status is ExperimentStatus.COMPLETED else "red"
+        first_line = message.splitlines()[0] if message else ""
+        self._console.print(f"run {run_id}: [{colour}]{status.name}[/] {first_line}")
+
+    def _draw(self) -> None:
+        table = Table("round", "sites", "train loss", "loss", "PR-AUC", "seconds", box=None)
+        for column in table.columns:
+            column.justify = "right"
+        for record in self._records:
+            table.add_row(*_cells(record))
+        self._live.update(Group(table, self._bar))
+
+
+def _waiting(site_ids: Sequence[str]) -> str:
+    return (
+        f"waiting for the operators of {', '.join(site_ids)} to approve the plan "
+        "('datasite plans list' there)"
+    )
+
+
+def _cells(record: Mapping[str, Any]) -> tuple[str, str, str, str, str, str]:
+    evaluated = record.get("global", {})
+    answered = len(record["sites"])
+    return (
+        str(record["round_num"]),
+        f"{answered}/{answered + len(record['missing'])}",
+        f"{record['training']['loss']:.4f}",
+        f"{evaluated['loss']:.4f}" if evaluated else "-",
+        f"{evaluated['pr_auc']:.4f}" if evaluated else "-",
+        f"{record['seconds']['round']:.2f}",
+    )

@@ -1,0 +1,281 @@
+"""Where runs are kept: a folder each, and one index of all.
+
+    runs/index.db                      status of every run (SQLite)
+    runs/RUN/experiment.json           the configuration as it was understood
+    runs/RUN/checkpoints/round_000007.safetensors
+    runs/RUN/rounds.jsonl              one line a round; exported again by `orchestrator show`
+    runs/RUN/results.json, model.safetensors
+
+A checkpoint appears whole or not at all, after its round's line; so the newest checkpoint always
+finds its history complete, and a line beyond it belongs to a round that will be run again.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from sqlalchemy import create_engine, event, select
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from core.enums import ExperimentStatus
+from core.exceptions import ExperimentError
+from core.messages import Parameters, Preprocessing
+from orchestrator.configuration import ExperimentConfig
+from orchestrator.files import write_whole
+
+_CHECKPOINTS_KEPT = 3
+
+
+class _Table(DeclarativeBase):
+    pass
+
+
+class RunRow(_Table):
+    """One run in the index; `status` is an `ExperimentStatus` name."""
+
+    __tablename__ = "runs"
+
+    run_id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    status: Mapped[str]
+    message: Mapped[str]
+    rounds_done: Mapped[int]
+    rounds: Mapped[int]
+    created_at: Mapped[str]
+    updated_at: Mapped[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """Everything a run needs to go on as if it had never stopped.
+
+    Attributes:
+        next_round: The round to run next.
+        parameters: The global parameters before it.
+        preprocessing: What was agreed before round 0.
+        sites: The sites it was agreed with.
+    """
+
+    next_round: int
+    parameters: Parameters
+    preprocessing: Preprocessing
+    sites: tuple[str, ...]
+
+
+class RunStore:
+    """The runs below one folder.
+
+    Args:
+        root: The folder; made when it is not there.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise ExperimentError(f"runs: {root} cannot be made: {exc.strerror}") from exc
+        self._engine = create_engine(f"sqlite:///{root / 'index.db'}", connect_args={"timeout": 30})
+        event.listen(self._engine, "connect", _configure)
+        with self._session():
+            _Table.metadata.create_all(self._engine)
+
+    def create(self, run_id: str, config: ExperimentConfig) -> None:
+        """Record a new PENDING run.
+
+        Raises:
+            ExperimentError: There is one of that id already.
+        """
+        folder = self.folder(run_id)
+        if folder.exists():
+            raise ExperimentError(f"run {run_id!r} exists already in {self.root}")
+        write_whole(folder / "experiment.json", config.model_dump_json(indent=2).encode())
+        with self._session() as session:
+            session.add(
+                RunRow(
+                    run_id=run_id,
+                    name=config.name,
+                    status=ExperimentStatus.PENDING.name,
+                    message="",
+                    rounds_done=0,
+                    rounds=config.rounds,
+                    created_at=_now(),
+                    updated_at=_now(),
+                )
+            )
+
+    def move(
+        self,
+        run_id: str,
+        status: ExperimentStatus,
+        *,
+        message: str = "",
+        rounds_done: int | None = None,
+    ) -> None:
+        """Set where the run stands."""
+        with self._session() as session:
+            row = session.get_one(RunRow, run_id)
+            row.status, row.message, row.updated_at = status.name, message, _now()
+            if rounds_done is not None:
+                row.rounds_done = rounds_done
+
+    def find(self, run_id: str) -> RunRow:
+        """Give the run's row in the index.
+
+        Raises:
+            ExperimentError: There is no such run.
+        """
+        with self._session() as session:
+            row = session.get(RunRow, run_id)
+        if row is None:
+            raise ExperimentError(
+                f"there is no run {run_id!r} in {self.root}; see 'orchestrator list'"
+            )
+        return row
+
+    def all(self) -> list[RunRow]:
+        """Give every run, newest first."""
+        with self._session() as session:
+            return list(session.scalars(select(RunRow).order_by(RunRow.created_at.desc())))
+
+    def folder(self, run_id: str) -> Path:
+        """Give the run's folder."""
+        return self.root / run_id
+
+    def config(self, run_id: str) -> ExperimentConfig:
+        """Give the run's configuration as it was understood at its start."""
+        self.find(run_id)
+        text = (self.folder(run_id) / "experiment.json").read_text(encoding="utf-8")
+        return ExperimentConfig.model_validate_json(text)
+
+    @contextmanager
+    def owned(self, run_id: str) -> Iterator[None]:
+        """Own the run: nobody else can run it meanwhile; the lock dies with the process.
+
+        Raises:
+            ExperimentError: Another process owns it; the message names it.
+        """
+        with (self.folder(run_id) / "owner").open("a+", encoding="utf-8") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as exc:
+                stream.seek(0)
+                raise ExperimentError(
+                    f"run {run_id!r} is being run by process {stream.read().strip() or '?'}; "
+                    "wait for it, or end it first"
+                ) from exc
+            stream.truncate(0)
+            stream.write(f"{os.getpid()}\n")
+            stream.flush()
+            yield
+
+    def append_round(self, run_id: str, record: dict[str, Any]) -> None:
+        """Add a round's record to the history, on disk when this returns."""
+        path = self.folder(run_id) / "rounds.jsonl"
+        try:
+            with path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(record) + "\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as exc:
+            raise ExperimentError(f"{path} cannot be written: {exc.strerror}") from exc
+
+    def rounds(self, run_id: str) -> list[dict[str, Any]]:
+        """Give the history, one record a round; a line cut short by a crash is left out.
+
+        Of a round that was run twice (a crash fell between its line and its checkpoint) the later
+        record counts.
+        """
+        records: dict[int, dict[str, Any]] = {}
+        with suppress(FileNotFoundError):
+            text = (self.folder(run_id) / "rounds.jsonl").read_text(encoding="utf-8")
+            for line in text.splitlines():
+                with suppress(ValueError):
+                    record = json.loads(line)
+                    records[record["round_num"]] = record
+        return [records[round_num] for round_num in sorted(records)]
+
+    def save_checkpoint(self, run_id: str, checkpoint: Checkpoint) -> None:
+        """Keep `checkpoint`, and drop all but the newest few."""
+        folder = self.folder(run_id) / "checkpoints"
+        state = {
+            "next_round": checkpoint.next_round,
+            "preprocessing": checkpoint.preprocessing,
+            "sites": checkpoint.sites,
+        }
+        blob = safetensors.torch.save(checkpoint.parameters, {"state": json.dumps(state)})
+        write_whole(folder / f"round_{checkpoint.next_round:06}.safetensors", blob)
+        for old in sorted(folder.glob("round_*.safetensors"))[:-_CHECKPOINTS_KEPT]:
+            old.unlink()
+
+    def load_checkpoint(self, run_id: str) -> Checkpoint | None:
+        """Give the newest checkpoint, or None when the run has not come to one.
+
+        Raises:
+            ExperimentError: It cannot be read.
+        """
+        paths = sorted((self.folder(run_id) / "checkpoints").glob("round_*.safetensors"))
+        if not paths:
+            return None
+        try:
+            with safetensors.safe_open(paths[-1], framework="pt") as blob:
+                state = json.loads(blob.metadata()["state"])
+            parameters = safetensors.torch.load_file(paths[-1])
+        except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError) as exc:
+            raise ExperimentError(
+                f"{paths[-1]} cannot be read ({exc}); delete it to go on from the one before"
+            ) from exc
+        return Checkpoint(
+            next_round=state["next_round"],
+            parameters=parameters,
+            preprocessing=state["preprocessing"],
+            sites=tuple(state["sites"]),
+        )
+
+    def save_results(self, run_id: str, results: dict[str, Any], parameters: Parameters) -> None:
+        """Keep the final results and the final model."""
+        folder = self.folder(run_id)
+        write_whole(folder / "model.safetensors", safetensors.torch.save(parameters))
+        write_whole(folder / "results.json", json.dumps(results, indent=2).encode())
+
+    def results(self, run_id: str) -> dict[str, Any]:
+        """Give what is known of the run, whatever its status."""
+        row = self.find(run_id)
+        path = self.folder(run_id) / "results.json"
+        saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return {
+            "experiment_id": run_id,
+            "name": row.name,
+            "folder": str(self.folder(run_id)),
+            "rounds_planned": row.rounds,
+            **saved,
+            "status": row.status,
+            "message": row.message,
+            "rounds": self.rounds(run_id),
+        }
+
+    @contextmanager
+    def _session(self) -> Iterator[Session]:
+        try:
+            with Session(self._engine, expire_on_commit=False) as session, session.begin():
+                yield session
+        except SQLAlchemyError as exc:
+            cause = getattr(exc, "orig", None) or exc
+            raise ExperimentError(f"{self.root / 'index.db'} cannot be used: {cause}") from exc
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _configure(connection: Any, _record: Any) -> None:  # noqa: ANN401 - SQLAlchemy's hook
+    connection.execute("PRAGMA journal_mode=WAL")

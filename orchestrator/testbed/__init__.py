@@ -1,0 +1,1 @@
+"""A federation on one machine: sample data and sites as local processes."""

@@ -1,0 +1,46 @@
+"""Fixtures that several folders of tests share."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from federations import APPROVE_ALL, Federation
+
+from core.enums import DataDistribution
+from orchestrator.testbed.ai4i import generate_ai4i
+from orchestrator.testbed.presets import AI4I_SCHEMA
+from orchestrator.testbed.samples import write_samples
+
+
+@pytest.fixture(scope="session")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three small tables of AI4I-like data."""
+    table = generate_ai4i(rows=1800, seed=7)
+    folder = tmp_path_factory.mktemp("samples")
+    return write_samples(table, folder, sites=3, distribution=DataDistribution.IID, seed=7)
+
+
+@pytest.fixture
+def build_federation(tmp_path: Path, samples: list[Path]) -> Iterator[Callable[..., Federation]]:
+    """Give a function that makes a federation of three sites with registered data."""
+    made: list[Federation] = []
+
+    def build(policy: list[dict[str, Any]] = APPROVE_ALL) -> Federation:
+        federation = Federation(tmp_path / f"federation-{len(made)}", policy=policy)
+        made.append(federation)
+        for path in samples:
+            site = federation.open_site(path.stem)
+            site.register_data({"name": "ai4i", "file": path, "schema": AI4I_SCHEMA})
+        return federation
+
+    yield build
+    for federation in made:
+        for site in federation.sites.values():
+            site.close()
+
+
+@pytest.fixture
+def federation(build_federation: Callable[..., Federation]) -> Federation:
+    """Three sites that approve the researcher's plans by rule."""
+    return build_federation()
