@@ -1,6 +1,5 @@
 """What the two commands share: how they end, how they log, how they print lists."""
 
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ import click
 import typer
 
 from core.exceptions import ConfigurationError, FederatedLearningError
+from core.jsontext import as_json
 
 _INTERRUPTED = 130
 
@@ -84,4 +84,4 @@ def echo_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, empt
 
 def echo_json(value: Any) -> None:  # noqa: ANN401 - whatever JSON can hold
     """Print `value` as JSON."""
-    typer.echo(json.dumps(value, indent=2))
+    typer.echo(as_json(value, indent=2))

@@ -1,24 +1,30 @@
 """Configuration files: YAML read safely, `${VAR}` resolved, every mistake reported at once.
 
 `${VAR}` is the environment variable VAR and must be set; `${VAR:-default}` may be unset or empty.
-Variables are resolved in text values only, after parsing, so a value can never add structure.
+Variables are resolved in text values only, after parsing, so a value can never add structure: it
+is text, which a setting that takes a number reads as one.
 """
 
 import difflib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from yaml.constructor import ConstructorError
+from yaml.error import MarkedYAMLError
 
 from core.exceptions import ConfigurationError
 
 Model = TypeVar("Model", bound=BaseModel)
 
+_KINDS = {type(None): "nothing", list: "a list", str: "a text"}
+
 _VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
+_QUOTED = re.compile(r"""(?P<quote>['"])(?P<text>.*?)(?P=quote)""")
 
 
 def load_yaml(path: Path, model: type[Model], env: Mapping[str, str] | None = None) -> Model:
@@ -38,7 +44,7 @@ def read_yaml(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds; `pa
         ConfigurationError: It cannot be read, is not UTF-8 text, or is not YAML.
     """
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return _Loader(path.read_text(encoding="utf-8")).get_single_data()
     except FileNotFoundError as exc:
         raise ConfigurationError(f"{path}: no such file") from exc
     except OSError as exc:
@@ -46,7 +52,11 @@ def read_yaml(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds; `pa
     except UnicodeDecodeError as exc:
         raise ConfigurationError(f"{path}: is not UTF-8 text") from exc
     except yaml.YAMLError as exc:
-        raise ConfigurationError(f"{path}: is not valid YAML: {exc}") from exc
+        raise ConfigurationError(f"{path}: is not valid YAML: {_place(exc)}") from exc
+    except (ValueError, RecursionError) as exc:
+        raise ConfigurationError(
+            f"{path}: is not valid YAML: an impossible date or number, or too deep a nesting"
+        ) from exc
 
 
 def parse(
@@ -62,21 +72,28 @@ def parse(
         ConfigurationError: With every mistake and its path.
     """
     if not isinstance(raw, dict):
-        raise ConfigurationError(f"{source}: expected settings (key: value), found {_shown(raw)}")
-    unset: list[str] = []
+        # Its kind alone: a password file, given by mistake, is a text too.
+        found = _KINDS.get(type(raw), "a single value")
+        raise ConfigurationError(f"{source}: expected settings (key: value), found {found}")
+    unset: dict[str, str] = {}
     resolved = _resolve(raw, os.environ if env is None else env, "", unset)
-    mistakes = list(unset)
+    mistakes = [f"{path}: {message}" for path, message in unset.items()]
     try:
         result = model.model_validate(resolved)
     except ValidationError as exc:
-        mistakes.extend(_mistake(error, model) for error in exc.errors(include_url=False))
+        errors = exc.errors(include_url=False)
+        mistakes.extend(
+            _mistake(error, model)
+            for error in errors
+            if _path(error["loc"]) not in unset and not _follows(error, errors)
+        )
     if mistakes:
         listing = "".join(f"\n  {mistake}" for mistake in mistakes)
         raise ConfigurationError(f"{source}: {len(mistakes)} mistake(s):{listing}")
     return result
 
 
-def _resolve(value: Any, env: Mapping[str, str], path: str, unset: list[str]) -> Any:  # noqa: ANN401
+def _resolve(value: Any, env: Mapping[str, str], path: str, unset: dict[str, str]) -> Any:  # noqa: ANN401
     if isinstance(value, dict):
         return {k: _resolve(v, env, f"{path}.{k}".lstrip("."), unset) for k, v in value.items()}
     if isinstance(value, list):
@@ -90,23 +107,48 @@ def _resolve(value: Any, env: Mapping[str, str], path: str, unset: list[str]) ->
             return found
         if match["default"] is not None:
             return match["default"]
-        unset.append(
-            f"{path}: the environment variable {match['name']} is not set; "
+        unset[path] = (
+            f"the environment variable {match['name']} is not set; "
             f"set it, or give a default as ${{{match['name']}:-value}}"
         )
         return "unset"
 
-    whole = _VARIABLE.fullmatch(value)
-    text = _VARIABLE.sub(substitute, value)
-    # A value that is nothing but a variable means what it would written out: 3 is a number.
-    return yaml.safe_load(text) if whole and _is_scalar(text) else text
+    return _VARIABLE.sub(substitute, value)
 
 
-def _is_scalar(text: str) -> bool:
-    try:
-        return isinstance(yaml.safe_load(text), (int, float, bool))
-    except yaml.YAMLError:
-        return False
+class _Loader(yaml.SafeLoader):
+    """YAML's plain values; a key that is given twice is a mistake and not an override."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:  # noqa: ANN401, FBT001, FBT002 - PyYAML's signature
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen and key.value != "<<":
+                problem = f"the key {key.value} is given twice"
+                raise ConstructorError(problem=problem, problem_mark=key.start_mark)
+            if isinstance(key.value, str):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep=deep)
+
+
+def _place(error: yaml.YAMLError) -> str:
+    """Say what is wrong and where, but show nothing of the text: it may be a password."""
+    if not isinstance(error, MarkedYAMLError) or error.problem_mark is None:
+        return type(error).__name__
+    mark = error.problem_mark
+    problem = _QUOTED.sub(_marks_only, error.problem or "")
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
+
+
+def _marks_only(quoted: re.Match[str]) -> str:
+    return quoted[0] if len(quoted["text"]) == 1 or quoted["text"].startswith("<") else "..."
+
+
+def _follows(error: Any, errors: Sequence[Any]) -> bool:  # noqa: ANN401 - pydantic's dictionaries
+    """Tell whether `error` only says that a list is short of its own members with mistakes."""
+    depth = len(error["loc"])
+    return error["type"] == "too_short" and any(
+        len(other["loc"]) > depth and other["loc"][:depth] == error["loc"] for other in errors
+    )
 
 
 def _mistake(error: Any, model: type[BaseModel]) -> str:  # noqa: ANN401 - pydantic's error dictionary

@@ -181,8 +181,8 @@ class CommunicationInterface(ABC):
     def send_model(self, model_parameters: dict[str, torch.Tensor], datasite_id: str) -> bool:
         """Hold `model_parameters` for the site's next request; True, or an error.
 
-        Two calls by contract, one trip by implementation: the parameters are encoded here and
-        travel with `request_training`.
+        Two calls by contract, one trip by implementation: the parameters are copied here and
+        travel with `request_training`; changing them in between changes nothing.
 
         Raises:
             CommunicationError: Not connected to `datasite_id`.

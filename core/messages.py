@@ -20,7 +20,9 @@ Parameters = dict[str, torch.Tensor]
 
 _STRICT = ConfigDict(arbitrary_types_allowed=True, extra="forbid", strict=True)
 
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+"""Beyond 2^53 a float is no longer exact, and sums over sites would leave 64 bits."""
+
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 

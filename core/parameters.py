@@ -5,6 +5,7 @@ never averaged: the largest is taken.
 """
 
 import hashlib
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -25,8 +26,9 @@ def weighted_sum(terms: Sequence[Parameters], weights: Sequence[float]) -> Param
 def _weighted_tensor(tensors: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
     if not tensors[0].is_floating_point():
         return torch.stack(list(tensors)).amax(dim=0)
-    total = torch.zeros(tensors[0].shape, dtype=torch.float64)
-    for tensor, weight in zip(tensors, weights, strict=True):
+    # Starting from the first term and not from 0 keeps a -0.0: one site alone is bit-equal.
+    total = tensors[0].to(torch.float64) * weights[0]
+    for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
         total.add_(tensor.to(torch.float64), alpha=weight)
     return total.to(tensors[0].dtype)
 
@@ -67,14 +69,14 @@ def require_finite(parameters: Parameters, *, whose: str) -> None:
 
 
 def largest_difference(left: Parameters, right: Parameters) -> float:
-    """Give max |left − right| over all floating tensors; 0.0 where there are none."""
+    """Give max |left − right| over all floating tensors; NaN if any is, 0.0 if there are none."""
     require_same_layout(left, right, whose="right operand")
     differences = [
         float((left[name] - right[name]).abs().max())
         for name in left
         if left[name].is_floating_point() and left[name].numel()
     ]
-    return max(differences, default=0.0)
+    return math.nan if any(map(math.isnan, differences)) else max(differences, default=0.0)
 
 
 def digest(parameters: Parameters) -> str:

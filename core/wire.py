@@ -1,6 +1,8 @@
 """Messages to bytes and back: one safetensors blob, the message itself as JSON in its metadata.
 
-    uint64 length | JSON header {"__metadata__": {"version", "message"}, tensors} | tensor bytes
+    uint64 length | JSON header {"__metadata__": {"message"}, tensors} | tensor bytes
+
+where `message` is JSON again, {"version", "fields"}.
 
 safetensors cannot carry code, so nothing here is ever executed; there is no pickle. `decode` takes
 bytes from anyone: what is not a valid message of this version is a `ProtocolError`, found before
@@ -25,6 +27,8 @@ MAX_MESSAGE_BYTES = 2**31
 """A model of half a billion float32 parameters; more is refused on either side."""
 
 _LENGTH_BYTES = 8
+_METADATA = "__metadata__"
+_MESSAGE = "message"
 _PARAMETERS = "parameters"
 _KINDS_WITH_PARAMETERS = frozenset({"train", "update", "evaluate"})
 
@@ -37,18 +41,21 @@ def _adapter() -> TypeAdapter[Message]:
 
 
 def encode(message: Message) -> bytes:
-    """Give the bytes of `message`.
+    """Give the bytes of `message`; equal messages have equal bytes.
 
     Raises:
-        ModelError: A tensor cannot travel (sparse, complex), or a number in the message is not
-            finite: JSON has no word for those.
+        ModelError: A tensor cannot travel (sparse, complex, or called `__metadata__`), a number in
+            the message is not finite (JSON has no word for those), or the message is too large.
     """
     fields: dict[str, Any] = {**message}  # what is left is JSON once the tensors are out
     tensors: Parameters = fields.pop(_PARAMETERS, {})
     try:
-        metadata = {"version": VERSION, "message": json.dumps(fields, allow_nan=False)}
+        envelope = {"version": VERSION, "fields": fields}
+        # safetensors writes several metadata in random order; equal messages are to be equal bytes.
+        metadata = {_MESSAGE: json.dumps(envelope, allow_nan=False, sort_keys=True)}
         blob: bytes = safetensors.torch.save(_independent(tensors), metadata)
-    except (ValueError, KeyError, RuntimeError) as exc:
+        _require_size(blob)
+    except (ValueError, KeyError, RuntimeError, ProtocolError) as exc:
         raise ModelError(f"a {fields.get('kind')!r} message cannot be encoded: {exc}") from exc
     return blob
 
@@ -85,7 +92,11 @@ def _independent(tensors: Parameters) -> Parameters:
     seen: set[int] = set()
     result: Parameters = {}
     for name, tensor in tensors.items():
-        plain = tensor.detach().contiguous()
+        if tensor.is_complex() or name == _METADATA:
+            message = f"a tensor may not be complex, nor be called {_METADATA}; {name!r} is"
+            raise ValueError(message)
+        # A view may say "negated" instead of being it; safetensors reads the bytes alone.
+        plain = tensor.detach().resolve_neg().contiguous()
         storage = plain.untyped_storage()
         if storage.data_ptr() in seen or storage.nbytes() != plain.nbytes:
             plain = plain.clone()
@@ -95,21 +106,18 @@ def _independent(tensors: Parameters) -> Parameters:
 
 
 def _read_fields(blob: bytes) -> dict[str, Any]:
-    if not _LENGTH_BYTES < len(blob) <= MAX_MESSAGE_BYTES:
-        raise ProtocolError(f"not a message: {len(blob)} bytes")
-    header_bytes = int.from_bytes(blob[:_LENGTH_BYTES], "little")
-    if header_bytes > min(MAX_HEADER_BYTES, len(blob) - _LENGTH_BYTES):
-        raise ProtocolError(f"not a message: its header claims {header_bytes} bytes")
+    header_bytes = _require_size(blob)
     try:
         header = json.loads(blob[_LENGTH_BYTES : _LENGTH_BYTES + header_bytes])
-        metadata = header["__metadata__"]
-        version = metadata["version"]
+        envelope = json.loads(header[_METADATA][_MESSAGE])
+        version = envelope["version"]
         if version != VERSION:
             raise ProtocolError(
                 f"the message is of version {version!r}, this side speaks {VERSION!r}; "
                 "install the same release at the site and at the orchestrator"
             )
-        fields = json.loads(metadata["message"], parse_constant=_refuse_constant)
+        fields = envelope["fields"]
+        _require_plain(fields)
     except (ValueError, KeyError, TypeError, RecursionError) as exc:
         raise ProtocolError("not a message: its header cannot be read") from exc
     if not isinstance(fields, dict) or _PARAMETERS in fields:
@@ -117,9 +125,26 @@ def _read_fields(blob: bytes) -> dict[str, Any]:
     return fields
 
 
-def _refuse_constant(name: str) -> float:
-    message = f"{name} is not a number that a message may hold"
-    raise ValueError(message)
+def _require_size(blob: bytes) -> int:
+    """Give the length of the header; both it and the message must be within the limits."""
+    if not _LENGTH_BYTES < len(blob) <= MAX_MESSAGE_BYTES:
+        raise ProtocolError(f"not a message: {len(blob)} bytes")
+    header_bytes = int.from_bytes(blob[:_LENGTH_BYTES], "little")
+    if header_bytes > min(MAX_HEADER_BYTES, len(blob) - _LENGTH_BYTES):
+        raise ProtocolError(f"not a message: its header claims {header_bytes} bytes")
+    return header_bytes
+
+
+def _require_plain(fields: object) -> None:
+    r"""Do nothing when `fields` can be written out again.
+
+    JSON can smuggle in what it has no words for: infinity as `1e999`, half a character as `\ud800`,
+    which no database and no log takes.
+
+    Raises:
+        ValueError: They cannot.
+    """
+    json.dumps(fields, ensure_ascii=False, allow_nan=False).encode()
 
 
 def _first_mistake(error: ValidationError) -> str:

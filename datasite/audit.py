@@ -38,16 +38,17 @@ class Entry:
 
 def append(session: Session, entry: Entry) -> None:
     """Add `entry` to the log within the caller's write transaction."""
-    last = session.scalars(select(AuditRow).order_by(AuditRow.seq.desc()).limit(1)).first()
+    newest = select(AuditRow.seq, AuditRow.sha256).order_by(AuditRow.seq.desc()).limit(1)
+    seq, sha256 = session.execute(newest).tuples().first() or (0, _FIRST)
     row = AuditRow(
-        seq=last.seq + 1 if last else 1,
+        seq=seq + 1,
         at=now(),
         who=entry.who,
         action=entry.action,
         plan_id=entry.plan_id,
         outcome=entry.outcome,
         detail=entry.detail,
-        previous_sha256=last.sha256 if last else _FIRST,
+        previous_sha256=sha256,
     )
     row.sha256 = _digest(row)
     session.add(row)
@@ -60,15 +61,24 @@ def verify(session: Session) -> tuple[int, str]:
         SecurityError: A row was changed, removed or moved; the message names it.
     """
     expected_seq, previous = 1, _FIRST
-    for row in session.scalars(select(AuditRow).order_by(AuditRow.seq)):
-        if row.seq != expected_seq:
-            raise SecurityError(f"audit row {expected_seq} is missing: row {row.seq} comes next")
-        if row.previous_sha256 != previous:
-            raise SecurityError(f"audit row {row.seq} does not follow from the row before it")
-        if row.sha256 != _digest(row):
-            raise SecurityError(f"audit row {row.seq} was changed after it was written")
-        expected_seq, previous = row.seq + 1, row.sha256
+    # Row by row: what cannot be read is then known to be the row after the last that could.
+    rows = session.scalars(select(AuditRow).order_by(AuditRow.seq).execution_options(yield_per=1))
+    try:
+        for row in rows:
+            _require_next(row, expected_seq, previous)
+            expected_seq, previous = row.seq + 1, row.sha256
+    except (ValueError, TypeError) as exc:
+        raise SecurityError(f"audit row {expected_seq} cannot be read: it was changed") from exc
     return expected_seq - 1, previous
+
+
+def _require_next(row: AuditRow, expected_seq: int, previous: str) -> None:
+    if row.seq != expected_seq:
+        raise SecurityError(f"audit row {expected_seq} is missing: row {row.seq} comes next")
+    if row.previous_sha256 != previous:
+        raise SecurityError(f"audit row {row.seq} does not follow from the row before it")
+    if row.sha256 != _digest(row):
+        raise SecurityError(f"audit row {row.seq} was changed after it was written")
 
 
 def as_json(row: AuditRow) -> dict[str, Any]:

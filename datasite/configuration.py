@@ -104,7 +104,7 @@ class SiteConfig(_Strict):
     listen: Listen = Listen()
     operator: Operator
     policy: tuple[Rule, ...] = ()
-    plan_days: int = Field(default=30, ge=1)
+    plan_days: int = Field(default=30, ge=1, le=3650)
     training: Training = Training()
 
 
@@ -126,7 +126,7 @@ def operator_password(config: SiteConfig) -> str:
     """Give the operator's password from where the configuration says.
 
     Raises:
-        ConfigurationError: Its file cannot be read.
+        ConfigurationError: Its file cannot be read as text.
     """
     operator = config.operator
     if operator.password is not None:
@@ -137,13 +137,22 @@ def operator_password(config: SiteConfig) -> str:
         raise ConfigurationError(
             f"operator.password_file: {operator.password_file} cannot be read: {exc.strerror}"
         ) from exc
+    except UnicodeDecodeError as exc:
+        raise ConfigurationError(
+            f"operator.password_file: {operator.password_file} is not UTF-8 text"
+        ) from exc
 
 
 def open_state(config: SiteConfig) -> Path:
-    """Give the state folder, made private (0700) when it is not there."""
+    """Give the state folder, made when it is not there, and private (0700).
+
+    Raises:
+        ConfigurationError: It cannot be made, or it belongs to somebody else.
+    """
     os.umask(0o077)
     try:
-        config.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        config.state.mkdir(parents=True, exist_ok=True)
+        config.state.chmod(0o700)
     except OSError as exc:
         raise ConfigurationError(f"state: {config.state} cannot be made: {exc.strerror}") from exc
     return config.state

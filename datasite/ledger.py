@@ -95,8 +95,13 @@ class Ledger:
 
     def __init__(self, path: Path, *, site_id: str) -> None:
         self._site_id = site_id
-        if not path.exists():
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        try:
+            if not path.exists():
+                os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        except OSError as exc:
+            raise DataSiteError(
+                f"{site_id}: the ledger {path} cannot be made: {exc.strerror}", site_id=site_id
+            ) from exc
         self._engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": 30})
         event.listen(self._engine, "connect", _configure)
         event.listen(self._engine, "begin", _begin)
@@ -118,6 +123,7 @@ class Ledger:
             Session(self._writing, expire_on_commit=False) as session,
             session.begin(),
         ):
+            session.connection()  # takes the lock now, and not at the first statement
             yield session
 
     def close(self) -> None:

@@ -12,9 +12,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import cast
+from typing import Any, cast
 
-from sqlalchemy import select
+from sqlalchemy import Row, select
 from sqlalchemy.orm import Session
 
 from core.codehash import installed_code_hash
@@ -108,8 +108,13 @@ class Plans:
         """Give the one plan whose id starts with `plan_id`.
 
         Raises:
-            PlanError: None or several do.
+            PlanError: None or several do, or `plan_id` is empty.
         """
+        if not plan_id:
+            raise PlanError(
+                f"{self._site_id}: the plan's id is empty; see 'datasite plans list'",
+                site_id=self._site_id,
+            )
         query = select(PlanRow).where(PlanRow.plan_id.startswith(plan_id, autoescape=True)).limit(2)
         with self._ledger.read() as session:
             rows = list(session.scalars(query))
@@ -137,10 +142,12 @@ class Plans:
         found = self.find(plan_id)
         with self._ledger.write() as session:
             row = session.get_one(PlanRow, found.plan_id)
-            if row.status != _MOVES[status].name:
+            required = _MOVES.get(status)
+            if required is None or row.status != required.name:
+                only = f"only a plan that is {required.name} can" if required else "no plan can"
                 raise PlanError(
                     f"{self._site_id}: plan {row.plan_id[:12]} is {row.status} and cannot become "
-                    f"{status.name}; only a plan that is {_MOVES[status].name} can",
+                    f"{status.name}; {only}",
                     site_id=self._site_id,
                 )
             self._move(session, row, status, reason=reason, by=by)
@@ -153,7 +160,7 @@ class Plans:
             PlanError: Unknown, or somebody else's (the same text for both).
         """
         with self._ledger.read() as session:
-            row = session.get(PlanRow, plan_id)
+            row = session.execute(_COLUMNS.where(PlanRow.plan_id == plan_id)).first()
         if row is None or row.researcher != caller.email:
             raise PlanError(
                 f"{self._site_id}: {caller.email} has proposed no plan {plan_id[:12]!r} here",
@@ -252,7 +259,10 @@ def _fits(rule: Rule, proposal: PlanProposal, researcher: str) -> bool:
     )
 
 
-def _as_plan(row: PlanRow) -> Plan:
+_COLUMNS = select(*PlanRow.__table__.columns)
+
+
+def _as_plan(row: PlanRow | Row[Any]) -> Plan:
     return Plan(
         plan_id=row.plan_id,
         researcher=row.researcher,

@@ -1,13 +1,17 @@
 """The site's datasets: checked on the way in, kept as Parquet in the private folder, versioned."""
 
 import hashlib
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
-from sqlalchemy import func, select
+from sqlalchemy import Row, Text, cast, func, select
+from sqlalchemy.orm import Session
 
-from core.exceptions import DataError
+from core.exceptions import DataError, DataSiteError
 from core.schema import DataSchema
 from datasite import audit
 from datasite.data.table import load_table
@@ -45,7 +49,12 @@ class Registry:
         self._ledger = ledger
         self._folder = folder
         self._site_id = site_id
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as exc:
+            raise DataSiteError(
+                f"{site_id}: {folder} cannot be made: {exc.strerror}", site_id=site_id
+            ) from exc
 
     def register(self, file: Path, schema: DataSchema, *, name: str, who: str) -> Dataset:
         """Check `file` against `schema` and keep a copy as the next version of `name`.
@@ -53,26 +62,21 @@ class Registry:
         Raises:
             DataError: The data break the schema, or `name` is registered already; nothing is kept.
         """
-        if any(dataset.name == name for dataset in self.current()):
-            raise DataError(
-                f"{self._site_id}: a dataset {name!r} is registered already; "
-                f"remove it first with 'datasite data remove {name}'",
-                site_id=self._site_id,
-            )
+        self._require_free(name)
         table = load_table(file, schema)
-        dataset = self._keep(table, schema, name)
-        try:
-            self._record(dataset, who)
-        except BaseException:
-            dataset.file.unlink(missing_ok=True)
-            raise
+        with ExitStack() as undo:
+            with self._ledger.write() as session:  # from here on nobody else can take the name
+                self._require_free(name)
+                dataset = self._keep(table, schema, name)
+                undo.callback(dataset.file.unlink, missing_ok=True)
+                _record(session, dataset, who)
+            undo.pop_all()
         return dataset
 
     def current(self) -> list[Dataset]:
         """Give what is registered now, by name."""
-        query = select(DatasetRow).where(DatasetRow.removed_at.is_(None)).order_by(DatasetRow.name)
         with self._ledger.read() as session:
-            return [self._as_dataset(row) for row in session.scalars(query)]
+            return [self._as_dataset(row) for row in session.execute(_CURRENT)]
 
     def find(self, name: str, version: int | None = None) -> Dataset:
         """Give the dataset `name`, of `version` where one is named.
@@ -106,6 +110,14 @@ class Registry:
             audit.append(session, audit.Entry(who=who, action="data removed", detail=detail))
         dataset.file.unlink(missing_ok=True)
 
+    def _require_free(self, name: str) -> None:
+        if any(dataset.name == name for dataset in self.current()):
+            raise DataError(
+                f"{self._site_id}: a dataset {name!r} is registered already; "
+                f"remove it first with 'datasite data remove {name}'",
+                site_id=self._site_id,
+            )
+
     def _keep(self, table: pd.DataFrame, schema: DataSchema, name: str) -> Dataset:
         with self._ledger.read() as session:
             last = session.scalar(
@@ -120,11 +132,13 @@ class Registry:
             table.to_parquet(part, index=False)
             part.replace(target)
         except OSError as exc:
-            part.unlink(missing_ok=True)
             raise DataError(
-                f"{self._site_id}: {name!r} cannot be kept in {self._folder}: {exc.strerror}",
+                f"{self._site_id}: {name!r} cannot be kept in {self._folder}: "
+                f"{exc.strerror or exc}",
                 site_id=self._site_id,
             ) from exc
+        finally:
+            part.unlink(missing_ok=True)
         return Dataset(
             name=name,
             version=version,
@@ -135,31 +149,47 @@ class Registry:
             registered_at=now(),
         )
 
-    def _record(self, dataset: Dataset, who: str) -> None:
-        row = DatasetRow(
-            name=dataset.name,
-            version=dataset.version,
-            rows=dataset.rows,
-            file=dataset.file.name,
-            sha256=dataset.sha256,
-            schema=dataset.schema.model_dump(mode="json"),
-            registered_at=dataset.registered_at,
-        )
-        detail = {"dataset": row.name, "version": row.version, "sha256": row.sha256}
-        with self._ledger.write() as session:
-            session.add(row)
-            audit.append(session, audit.Entry(who=who, action="data registered", detail=detail))
-
-    def _as_dataset(self, row: DatasetRow) -> Dataset:
+    def _as_dataset(self, row: Row[Any]) -> Dataset:
         return Dataset(
             name=row.name,
             version=row.version,
             rows=row.rows,
             file=self._folder / row.file,
             sha256=row.sha256,
-            schema=DataSchema.model_validate(row.schema),
+            schema=_parsed(row.schema),
             registered_at=row.registered_at,
         )
+
+
+def _record(session: Session, dataset: Dataset, who: str) -> None:
+    row = DatasetRow(
+        name=dataset.name,
+        version=dataset.version,
+        rows=dataset.rows,
+        file=dataset.file.name,
+        sha256=dataset.sha256,
+        schema=dataset.schema.model_dump(mode="json"),
+        registered_at=dataset.registered_at,
+    )
+    session.add(row)
+    detail = {"dataset": row.name, "version": row.version, "sha256": row.sha256}
+    audit.append(session, audit.Entry(who=who, action="data registered", detail=detail))
+
+
+_CURRENT = (
+    select(
+        *(column for column in DatasetRow.__table__.columns if column.name != "schema"),
+        cast(DatasetRow.schema, Text).label("schema"),
+    )
+    .where(DatasetRow.removed_at.is_(None))
+    .order_by(DatasetRow.name)
+)
+
+
+@lru_cache(maxsize=64)
+def _parsed(schema: str) -> DataSchema:
+    """Give the schema that is kept as this JSON; every request asks for it."""
+    return DataSchema.model_validate_json(schema)
 
 
 def file_sha256(path: Path) -> str:

@@ -1,12 +1,24 @@
 """Stored replies: a request that was answered is answered the same way, without the work."""
 
-from sqlalchemy import delete
+from typing import TypedDict
+
+from sqlalchemy import delete, insert, select
 from sqlalchemy.orm import Session
 
 from datasite.ledger import Ledger, ReplyRow
 
 _ROUNDS_KEPT = 2
 """A resumed run asks for the round it was in or the one before; older replies are dropped."""
+
+
+class StoredReply(TypedDict):
+    """A reply with what it answered; the columns of `ReplyRow`."""
+
+    plan_id: str
+    round_num: int
+    kind: str
+    request_sha256: str
+    reply: bytes
 
 
 class Replies:
@@ -21,18 +33,23 @@ class Replies:
 
     def find(self, plan_id: str, round_num: int, kind: str, request_sha256: str) -> bytes | None:
         """Give the reply to this very request, or None when it was not answered yet."""
+        found = select(ReplyRow.reply).where(
+            ReplyRow.plan_id == plan_id,
+            ReplyRow.round_num == round_num,
+            ReplyRow.kind == kind,
+            ReplyRow.request_sha256 == request_sha256,
+        )
         with self._ledger.read() as session:
-            row = session.get(ReplyRow, (plan_id, round_num, kind))
-            return row.reply if row and row.request_sha256 == request_sha256 else None
+            return session.scalar(found)
 
     @staticmethod
-    def keep(session: Session, row: ReplyRow) -> None:
+    def keep(session: Session, reply: StoredReply) -> None:
         """Store a reply within the caller's transaction, instead of one to another request."""
-        session.merge(row)
+        session.execute(insert(ReplyRow).prefix_with("OR REPLACE"), dict(reply))
         session.execute(
             delete(ReplyRow).where(
-                ReplyRow.plan_id == row.plan_id,
-                ReplyRow.kind == row.kind,
-                ReplyRow.round_num <= row.round_num - _ROUNDS_KEPT,
+                ReplyRow.plan_id == reply["plan_id"],
+                ReplyRow.kind == reply["kind"],
+                ReplyRow.round_num <= reply["round_num"] - _ROUNDS_KEPT,
             )
         )

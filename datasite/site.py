@@ -8,6 +8,7 @@ It knows nothing of PySyft: `datasite.server` carries the bytes and says who cal
 import hashlib
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,11 +28,13 @@ from core.exceptions import (
 from core.interfaces import DataSiteInterface, ModelInterface
 from core.messages import (
     AlgorithmSpec,
+    Count,
     DatasetDescription,
     EvaluateRequest,
     Message,
     ModelSpec,
     PlanProposal,
+    Positive,
     Preprocessing,
     SiteDescription,
     SplitSettings,
@@ -46,11 +49,11 @@ from datasite import audit
 from datasite.caller import Caller
 from datasite.configuration import SiteConfig, open_state
 from datasite.failures import as_failure
-from datasite.ledger import Ledger, ReplyRow
+from datasite.ledger import Ledger
 from datasite.plans import Plan, Plans
 from datasite.registry import Dataset, Registry
 from datasite.release import released
-from datasite.replies import Replies
+from datasite.replies import Replies, StoredReply
 from datasite.trainer import Trainer, TrainerProcess
 from datasite.training.objectives import available_algorithms
 from datasite.training.work import Job
@@ -68,13 +71,13 @@ class LocalTraining(BaseModel):
 
     dataset: str
     split: SplitSettings
-    round_num: int = 0
-    seed: int = 0
+    round_num: Count = 0
+    seed: Count = 0
     model: ModelSpec
     algorithm: AlgorithmSpec
     training: TrainingSettings
     preprocessing: Preprocessing
-    deadline_s: float = 3600.0
+    deadline_s: Positive = 3600.0
 
 
 def _own_process(config: SiteConfig) -> Trainer:
@@ -97,6 +100,7 @@ class FactoryDataSite(DataSiteInterface):
         self._start_trainer = start_trainer
         self._working = threading.Lock()
         self._trainer: Trainer | None = None
+        self._opened = ExitStack()
 
     def initialize_datasite(self, config: dict[str, Any]) -> None:
         """See `DataSiteInterface`; `config` is the content of a `site.yaml`."""
@@ -106,12 +110,15 @@ class FactoryDataSite(DataSiteInterface):
         """Open the kept state and start the trainer."""
         self.open_state(config)
         self._trainer = self._start_trainer(config)
+        self._opened.callback(self._trainer.close)
 
     def open_state(self, config: SiteConfig) -> None:
         """Open the kept state only: enough for the operator's commands beside a running site."""
+        self.close()
         self.config = config
         state = open_state(config)
         self.ledger = Ledger(state / "ledger.db", site_id=config.site_id)
+        self._opened.callback(self.ledger.close)
         self.registry = Registry(self.ledger, state / "data", site_id=config.site_id)
         self.plans = Plans(
             self.ledger,
@@ -122,10 +129,9 @@ class FactoryDataSite(DataSiteInterface):
         self._replies = Replies(self.ledger)
 
     def close(self) -> None:
-        """End the trainer and close the ledger."""
-        if self._trainer is not None:
-            self._trainer.close()
-        self.ledger.close()
+        """End the trainer and close the ledger, as far as they were opened."""
+        self._opened.close()
+        self._trainer = None
 
     def register_data(self, data: dict[str, Any]) -> None:
         """See `DataSiteInterface`."""
@@ -162,7 +168,8 @@ class FactoryDataSite(DataSiteInterface):
             parameters=global_model.get_parameters(),
         )
         with self._working:
-            reply = self._perform(self._job(dataset, local.split), wire.encode(request), request)
+            job = self._job(dataset, local.split)
+            reply, _ = self._perform(job, wire.encode(request), request)
         self._audit(OPERATOR, "train locally", None, reply, {"dataset": dataset.name})
         if reply["kind"] == "failure":
             raise DataSiteError(reply["message"], site_id=self.config.site_id)
@@ -257,9 +264,9 @@ class FactoryDataSite(DataSiteInterface):
         if message["kind"] == "train":
             return self._train(plan, job, message, request, caller)
         with self._working:
-            reply = self._perform(job, request, message)
+            reply, encoded = self._perform(job, request, message)
         self._audit(caller.email, message["kind"], plan.plan_id, reply, _facts(message))
-        return wire.encode(reply)
+        return encoded
 
     def _train(
         self, plan: Plan, job: Job, message: TrainRequest, request: bytes, caller: Caller
@@ -271,19 +278,18 @@ class FactoryDataSite(DataSiteInterface):
             stored = self._replies.find(*key, sha256)
             if stored is not None:
                 return stored
-            reply = self._perform(job, request, message)
-            encoded = wire.encode(reply)
+            reply, encoded = self._perform(job, request, message)
             with self.ledger.write() as session:
                 if reply["kind"] == "update":
                     plan_id, round_num, kind = key
-                    row = ReplyRow(
+                    stored_reply = StoredReply(
                         plan_id=plan_id,
                         round_num=round_num,
                         kind=kind,
                         request_sha256=sha256,
                         reply=encoded,
                     )
-                    self._replies.keep(session, row)
+                    self._replies.keep(session, stored_reply)
                 facts = {**_facts(message), "bytes_out": len(encoded)}
                 audit.append(session, _entry(caller.email, "train", plan.plan_id, reply, facts))
         logger.bind(site_id=self.config.site_id, round_num=message["round_num"]).info(
@@ -291,15 +297,15 @@ class FactoryDataSite(DataSiteInterface):
         )
         return encoded
 
-    def _perform(self, job: Job, request: bytes, message: WorkRequest) -> Message:
-        """Have the trainer do it; called with `_working` held."""
+    def _perform(self, job: Job, request: bytes, message: WorkRequest) -> tuple[Message, bytes]:
+        """Have the trainer do it; what may leave the site. Called with `_working` held."""
         if self._trainer is None:
             raise DataSiteError(f"{self.config.site_id}: the site's trainer is not started")
         deadline_s = self.config.training.deadline_s
         if message["kind"] != "statistics":
             deadline_s = min(deadline_s, message["deadline_s"])
         reply = self._trainer.perform(job, request, deadline_s=deadline_s)
-        return released(reply, site_id=self.config.site_id)
+        return released(reply, site_id=self.config.site_id), reply
 
     def _job(self, dataset: Dataset, split: SplitSettings) -> Job:
         return Job(

@@ -8,8 +8,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from multiprocessing import Pipe
-from typing import Protocol
+from typing import Final, Protocol
 
 import torch
 from loguru import logger
@@ -19,6 +20,9 @@ from core.exceptions import DataSiteError, FederatedLearningError
 from datasite.failures import as_failure
 from datasite.training.work import Job, Worker
 
+_START_S: Final = 120.0
+"""Longest a trainer may take to import what it needs; a request's deadline begins after that."""
+
 
 class Trainer(Protocol):
     """Performs one job at a time; the site sees to that."""
@@ -27,7 +31,7 @@ class Trainer(Protocol):
         """Give the encoded reply; what went wrong in the work comes as an encoded `Failure`.
 
         Raises:
-            DataSiteError: The trainer crashed or did not finish within `deadline_s`.
+            DataSiteError: The trainer crashed, did not finish within `deadline_s`, or is closed.
         """
 
     def close(self) -> None:
@@ -64,19 +68,22 @@ class TrainerProcess:
     def __init__(self, *, site_id: str, threads: int) -> None:
         self._site_id = site_id
         self._threads = threads
-        self._child = self._start()
+        self._child = _Child(threads)
+        self._closed = False
+        self._replacing = threading.Lock()
 
     def perform(self, job: Job, request: bytes, *, deadline_s: float) -> bytes:
         """See `Trainer.perform`."""
+        if self._closed:
+            raise DataSiteError(f"{self._site_id}: the trainer is closed", site_id=self._site_id)
         if self._child.process.poll() is not None:
             self._restart("had ended")
         try:
             return self._child.ask(job, request, deadline_s)
         except TimeoutError as exc:
-            self._restart(f"was stopped at its deadline of {deadline_s:g} s")
+            self._restart(str(exc))
             raise DataSiteError(
-                f"{self._site_id}: training was stopped at its deadline of {deadline_s:g} s; "
-                "train less in a round, or allow more time",
+                f"{self._site_id}: training {exc}; train less in a round, or allow more time",
                 site_id=self._site_id,
             ) from exc
         except (EOFError, OSError) as exc:
@@ -90,15 +97,17 @@ class TrainerProcess:
 
     def close(self) -> None:
         """See `Trainer.close`."""
-        self._child.stop()
-
-    def _start(self) -> "_Child":
-        return _Child(self._threads)
+        with self._replacing:
+            self._closed = True
+            self._child.stop()
 
     def _restart(self, why: str) -> None:
-        logger.bind(site_id=self._site_id).warning("the trainer {}; starting a new one", why)
-        self._child.stop()
-        self._child = self._start()
+        with self._replacing:
+            self._child.stop()
+            if self._closed:  # in the middle of a job, which is given up
+                return
+            logger.bind(site_id=self._site_id).warning("the trainer {}; starting a new one", why)
+            self._child = _Child(self._threads)
 
 
 class _Child:
@@ -118,14 +127,20 @@ class _Child:
         )
         jobs_end.close()
         os.close(lifeline_end)
+        self._started = False
 
     def ask(self, job: Job, request: bytes, deadline_s: float) -> bytes:
-        """Give the child's answer; TimeoutError when it takes longer."""
+        """Give the child's answer; TimeoutError, saying what, when it takes longer."""
         pipe = self._pipe
+        if not self._started:
+            if not pipe.poll(_START_S):
+                raise TimeoutError(f"did not start within {_START_S:g} s")
+            pipe.recv_bytes()
+            self._started = True
         pipe.send_bytes(json.dumps(job).encode())
         pipe.send_bytes(request)
         if not pipe.poll(deadline_s):
-            raise TimeoutError
+            raise TimeoutError(f"was stopped at its deadline of {deadline_s:g} s")
         return pipe.recv_bytes()
 
     def stop(self) -> None:

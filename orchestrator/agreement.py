@@ -212,7 +212,12 @@ def agree_on_preprocessing(
 
     `mean` and `scale` are mean and standard deviation over all training rows of all sites; a
     feature that never varies is only shifted.
+
+    Raises:
+        DataError: A site's sums do not fit the others', there are no rows, or rows of one label
+            only, from which no class weight follows.
     """
+    _require_fitting(statistics)
     count = sum(site["count"] for site in statistics)
     negatives, positives = (
         sum(site["label_counts"][label] for site in statistics) for label in (0, 1)
@@ -224,7 +229,15 @@ def agree_on_preprocessing(
     ]
     mean = [total / count for total in totals]
     variance = [square / count - m * m for square, m in zip(squares, mean, strict=True)]
-    ratio = negatives / positives
+    if weighting is ClassWeight.NONE:
+        ratio = 1.0
+    elif negatives and positives:
+        ratio = negatives / positives
+    else:
+        raise DataError(
+            f"{positives} failures among {negatives + positives} training windows of all sites: no "
+            f"class weight follows from that; set training.positive_weight to none"
+        )
     return Preprocessing(
         mean=mean,
         scale=[
@@ -237,3 +250,16 @@ def agree_on_preprocessing(
             ClassWeight.BALANCED: ratio,
         }[weighting],
     )
+
+
+def _require_fitting(statistics: Sequence[SensorStatistics]) -> None:
+    features = len(statistics[0]["total"])
+    for site in statistics:
+        numbers = (site["total"], site["total_of_squares"], site["label_counts"])
+        lengths = [len(each) for each in numbers]
+        if lengths != [features, features, 2] or not site["count"]:
+            raise DataError(
+                f"{site['datasite_id']}: its statistics are over {site['count']} rows and have "
+                f"{lengths} numbers, expected {[features, features, 2]} over at least one row",
+                site_id=site["datasite_id"],
+            )

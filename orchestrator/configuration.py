@@ -1,8 +1,10 @@
 """`experiment.yaml` and the sites file: what to run, where, and within which limits."""
 
+import re
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -19,9 +21,26 @@ from core.configuration import load_yaml, parse, read_yaml
 from core.enums import AggregationMethod, FederatedAlgorithm, ModelType, PrivacyLevel
 from core.exceptions import ConfigurationError
 
+_LARGEST_SEED = 2**53  # as far as every reader of JSON counts exactly
+
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _site_url(url: str) -> str:
+    if "@" in url:
+        message = "a URL holds no account; give it as `email` and `password`"
+        raise ValueError(message)
+    try:
+        parts = urlsplit(url)
+        fits = parts.scheme in {"http", "https", "memory"} and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is none
+        fits = False
+    if not fits or parts.path not in {"", "/"} or re.search(r"[\s?#]", url):
+        message = f"{url!r} is no address of a site; write http://host:port or https://host:port"
+        raise ValueError(message)
+    return url
 
 
 class SiteAddress(_Strict):
@@ -35,7 +54,7 @@ class SiteAddress(_Strict):
     """
 
     site_id: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
-    url: str = Field(pattern=r"^(https?|memory)://[^/\s]+/?$")
+    url: Annotated[str, AfterValidator(_site_url)]
     email: EmailStr
     password: SecretStr | None = None
     password_file: Path | None = None
@@ -58,10 +77,10 @@ class SiteAddress(_Strict):
         else:
             try:
                 password = Path(str(self.password_file)).read_text(encoding="utf-8").strip()
-            except OSError as exc:
+            except (OSError, UnicodeDecodeError) as exc:
+                reason = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8 text"
                 raise ConfigurationError(
-                    f"{self.site_id}: password_file {self.password_file} cannot be read: "
-                    f"{exc.strerror}"
+                    f"{self.site_id}: password_file {self.password_file} cannot be read: {reason}"
                 ) from exc
         return {"site_id": self.site_id, "email": self.email, "password": password}
 
@@ -138,7 +157,7 @@ class Split(_Strict):
 
     test: float = Field(default=0.2, gt=0, lt=1)
     validation: float = Field(default=0.1, gt=0, lt=1)
-    seed: int | None = Field(default=None, ge=0)
+    seed: int | None = Field(default=None, ge=0, le=_LARGEST_SEED)
 
     @model_validator(mode="after")
     def _leaves_training_rows(self) -> Self:
@@ -180,6 +199,13 @@ def _names(value: Any) -> Any:  # noqa: ANN401 - a YAML value, judged by the fie
     return None if value == "all" else value
 
 
+def _each_once(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    if names is not None and (not names or len(set(names)) != len(names)):
+        message = "name each participant once, at least one, or write all"
+        raise ValueError(message)
+    return names
+
+
 class ExperimentConfig(_Strict):
     """Everything in `experiment.yaml`.
 
@@ -192,11 +218,13 @@ class ExperimentConfig(_Strict):
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=_LARGEST_SEED)
     rounds: int = Field(ge=1)
     dataset: str = Field(min_length=1)
     sites: Path
-    participants: Annotated[tuple[str, ...] | None, BeforeValidator(_names)] = None
+    participants: Annotated[
+        tuple[str, ...] | None, BeforeValidator(_names), AfterValidator(_each_once)
+    ] = None
     min_sites: int | None = Field(default=None, ge=1)
     algorithm: Algorithm = Algorithm()
     model: ModelChoice = ModelChoice()

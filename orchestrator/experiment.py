@@ -28,7 +28,7 @@ from orchestrator.agreement import (
 from orchestrator.algorithms import Algorithm, build_algorithm
 from orchestrator.communication.base import SiteCommunication
 from orchestrator.configuration import ExperimentConfig, load_federation
-from orchestrator.fleet import Fleet
+from orchestrator.fleet import Answers, Fleet
 from orchestrator.metrics import MetricsCollector
 from orchestrator.observer import Observer
 from orchestrator.round import RoundContext, evaluate_at_sites, run_round
@@ -177,6 +177,12 @@ class ExperimentOrchestrator(OrchestratorInterface):
             waiting=lambda site_ids: self._observer.waiting(run_id, site_ids),
         )
         approved.require(fewest, what="approval of the plan")
+        wanted = set(config.participants or fleet.site_ids)
+        failed = {**logins.failed, **described.failed, **proposed.failed, **approved.failed}
+        Answers(
+            ok={site: plan for site, plan in approved.ok.items() if site in wanted},
+            failed={site: error for site, error in failed.items() if site in wanted},
+        ).require(_min_sites(config, fleet), what="preparation of the participants")
         agreement = Agreement(
             schema=schema,
             plan_ids={site: decision["plan_id"] for site, decision in approved.ok.items()},

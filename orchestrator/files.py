@@ -1,6 +1,7 @@
 """Files that are there whole or not at all, whatever happens while they are written."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from core.exceptions import ExperimentError
@@ -22,7 +23,8 @@ def write_whole(path: Path, content: bytes) -> None:
         part.replace(path)
         _sync_folder(path.parent)
     except OSError as exc:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
         raise ExperimentError(f"{path} cannot be written: {exc.strerror}") from exc
 
 

@@ -1,8 +1,9 @@
 """The sites of a run, asked all at once: one thread a site, retries where another try may help."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from threading import Thread
 from typing import Generic, TypeVar
 
 from loguru import logger
@@ -10,6 +11,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_expo
 
 from core.exceptions import (
     CommunicationError,
+    ConfigurationError,
     ExperimentError,
     FederatedLearningError,
     WaitExpiredError,
@@ -34,9 +36,9 @@ class Answers(Generic[T]):
         """Do nothing when at least `fewest` sites answered.
 
         Raises:
-            FederatedLearningError: Too few did; the message says who is missing and why. Its class
-                is that of the failures when they are all of one kind, so that a command's exit
-                code tells a refused log-in from a failed training.
+            FederatedLearningError: Too few did; the message says who is missing and why. When all
+                failures are of one kind (not reached, too late, wrongly configured) its class is of
+                that kind, so that a command's exit code tells what to mend; else `ExperimentError`.
         """
         if len(self.ok) >= fewest:
             return
@@ -62,7 +64,6 @@ class Fleet:
         self.communication = communication
         self._addresses = {site.site_id: site for site in sites}
         self._attempts = attempts
-        self._pool = ThreadPoolExecutor(max_workers=max(1, len(sites)), thread_name_prefix="site")
 
     @property
     def site_ids(self) -> list[str]:
@@ -80,10 +81,7 @@ class Fleet:
 
     def ask(self, site_ids: Iterable[str], question: Callable[[str], T]) -> Answers[T]:
         """Put `question` to each site in a thread of its own, and wait for all."""
-        futures = {
-            site_id: self._pool.submit(self._persistently, question, site_id)
-            for site_id in sorted(site_ids)
-        }
+        futures = {site_id: self._start(question, site_id) for site_id in sorted(set(site_ids))}
         ok: dict[str, T] = {}
         failed: dict[str, FederatedLearningError] = {}
         for site_id, future in futures.items():
@@ -95,9 +93,22 @@ class Fleet:
 
     def close(self) -> None:
         """Disconnect from every site; requests under way are not waited for."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
         for site_id in self.communication.connected:
             self.communication.disconnect_from_datasite(site_id)
+
+    def _start(self, question: Callable[[str], T], site_id: str) -> Future[T]:
+        future: Future[T] = Future()
+
+        def work() -> None:
+            try:
+                future.set_result(self._persistently(question, site_id))
+            except BaseException as exc:  # noqa: BLE001 - raised where the answer is read
+                future.set_exception(exc)
+
+        # A pool's threads are waited for at the end of the process: after Ctrl-C, for as long as
+        # the slowest site takes.
+        Thread(target=work, name=f"site {site_id}", daemon=True).start()
+        return future
 
     def _persistently(self, question: Callable[[str], T], site_id: str) -> T:
         attempts = Retrying(
@@ -121,11 +132,15 @@ def _is_retryable(error: BaseException) -> bool:
 
 def _common_class(errors: Collection[FederatedLearningError]) -> type[FederatedLearningError]:
     """Give the class to raise for several failures, so that the exit code tells what to mend."""
+    if not errors:
+        return ExperimentError
     if all(error.exit_code == WaitExpiredError.exit_code for error in errors):
         return WaitExpiredError
     if all(isinstance(error, CommunicationError) for error in errors):
         kinds = {type(error) for error in errors}
         return kinds.pop() if len(kinds) == 1 else CommunicationError
+    if all(isinstance(error, ConfigurationError) for error in errors):
+        return ConfigurationError
     return ExperimentError
 
 

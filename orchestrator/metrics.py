@@ -2,7 +2,7 @@
 
 import csv
 import io
-import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +12,7 @@ import pandas as pd
 from core import evaluation
 from core.exceptions import ConfigurationError
 from core.interfaces import MetricsCollectorInterface, ModelInterface
+from core.jsontext import as_json
 from core.messages import ClientUpdate, EvaluationReport
 from orchestrator.files import write_whole
 
@@ -60,7 +61,8 @@ class MetricsCollector(MetricsCollectorInterface):
         rounds: list[dict[str, Any]] = experiment_results.get("rounds", [])
         evaluated = [record for record in rounds if "global" in record]
         final = evaluated[-1] if evaluated else {}
-        best = max(evaluated, key=lambda r: r["validation"]["pr_auc"], default=None)
+        judged = [r for r in evaluated if not math.isnan(r["validation"]["pr_auc"])]
+        best = max(judged, key=lambda r: r["validation"]["pr_auc"], default=None)
         return {
             "rounds": len(rounds),
             "final": {
@@ -75,7 +77,7 @@ class MetricsCollector(MetricsCollectorInterface):
 
     def export_metrics(self, filepath: str) -> None:
         """See `MetricsCollectorInterface`; .json keeps the structure, the tables are flat."""
-        export_rounds(list(self.rounds.values()), Path(filepath))
+        export_rounds([self.rounds[num] for num in sorted(self.rounds)], Path(filepath))
 
 
 def training_metrics(updates: list[ClientUpdate]) -> dict[str, Any]:
@@ -104,14 +106,14 @@ def evaluation_metrics(reports: Mapping[str, EvaluationReport]) -> dict[str, Any
     then judged at it.
 
     Returns:
-        `threshold` (log-odds), `global` and `per_site` (metrics on the test parts), `validation`
-        (on the pooled validation parts), `baseline` (always answering "no failure").
+        `threshold` (a probability of failure), `global` and `per_site` (metrics on the test parts),
+        `validation` (on the pooled validation parts), `baseline` (always answering "no failure").
     """
     validation = evaluation.pool([report["validation"] for report in reports.values()])
     test = evaluation.pool([report["test"] for report in reports.values()])
     threshold = evaluation.best_threshold(validation)
     return {
-        "threshold": threshold,
+        "threshold": evaluation.probability_at(threshold),
         "global": evaluation.summarise(test, threshold),
         "per_site": {
             site_id: evaluation.summarise(report["test"], threshold)
@@ -130,7 +132,7 @@ def export_rounds(rounds: list[dict[str, Any]], path: Path) -> None:
     """
     match path.suffix:
         case ".json":
-            write_whole(path, json.dumps(rounds, indent=2).encode())
+            write_whole(path, as_json(rounds, indent=2).encode())
         case ".csv":
             write_whole(path, _as_csv([_flat(record) for record in rounds]).encode())
         case ".parquet":

@@ -1,17 +1,17 @@
 """Three ways to watch a run: a live display, plain lines, JSON lines."""
 
-import json
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from core.enums import ExperimentStatus
+from core.jsontext import as_json
 from orchestrator.observer import Observer
 
 _ROUNDS_SHOWN = 8
@@ -51,7 +51,7 @@ class JsonLines(Observer):
         self._write("finished", run_id, status=status.name, message=message)
 
     def _write(self, event: str, run_id: str, **facts: object) -> None:
-        self._stream.write(json.dumps({"event": event, "run": run_id, **facts}) + "\n")
+        self._stream.write(as_json({"event": event, "run": run_id, **facts}) + "\n")
         self._stream.flush()
 
 
@@ -97,10 +97,14 @@ class PlainLines(Observer):
 
 
 class LiveDisplay(Observer):
-    """A progress bar and the newest rounds, redrawn in place."""
+    """A progress bar and the newest rounds, redrawn in place.
 
-    def __init__(self) -> None:
-        self._console = Console()
+    Args:
+        console: Where to draw; by default standard output.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console()
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -111,13 +115,12 @@ class LiveDisplay(Observer):
         self._task = self._bar.add_task("connecting", total=None)
         self._records: list[Mapping[str, Any]] = []
         self._live = Live(console=self._console, refresh_per_second=8, transient=False)
-        self._begin = time.monotonic()
 
     def connected(self, run_id: str, site_ids: Sequence[str], missing: Mapping[str, str]) -> None:
         """See `Observer`."""
-        self._console.print(f"run [bold]{run_id}[/]: connected to {', '.join(site_ids)}")
-        for site_id, why in missing.items():
-            self._console.print(f"  [yellow]{site_id} is missing[/]: {why}", highlight=False)
+        names = ", ".join(site_ids) or "no site"
+        self._console.print(f"run [bold]{escape(run_id)}[/]: connected to {names}")
+        self._print_missing(missing)
 
     def waiting(self, run_id: str, site_ids: Sequence[str]) -> None:
         """See `Observer`."""
@@ -136,8 +139,7 @@ class LiveDisplay(Observer):
         del run_id
         self._records = [*self._records, record][-_ROUNDS_SHOWN:]
         self._bar.update(self._task, completed=record["round_num"] + 1)
-        for site_id, why in record["missing"].items():
-            self._console.print(f"  [yellow]{site_id} is missing[/]: {why}", highlight=False)
+        self._print_missing(record["missing"])
         self._draw()
 
     def finished(self, run_id: str, status: ExperimentStatus, message: str) -> None:
@@ -145,7 +147,14 @@ class LiveDisplay(Observer):
         self._live.stop()
         colour = "green" if status is ExperimentStatus.COMPLETED else "red"
         first_line = message.splitlines()[0] if message else ""
-        self._console.print(f"run {run_id}: [{colour}]{status.name}[/] {first_line}")
+        self._console.print(
+            f"run {escape(run_id)}: [{colour}]{status.name}[/] {escape(first_line)}"
+        )
+
+    def _print_missing(self, missing: Mapping[str, str]) -> None:
+        for site_id, why in missing.items():
+            line = f"  [yellow]{site_id} is missing[/]: {escape(why)}"
+            self._console.print(line, highlight=False)
 
     def _draw(self) -> None:
         table = Table("round", "sites", "train loss", "loss", "PR-AUC", "seconds", box=None)

@@ -13,12 +13,13 @@ finds its history complete, and a line beyond it belongs to a round that will be
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors
 import safetensors.torch
@@ -27,12 +28,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from core.enums import ExperimentStatus
-from core.exceptions import ExperimentError
+from core.exceptions import ConfigurationError, ExperimentError
 from core.messages import Parameters, Preprocessing
 from orchestrator.configuration import ExperimentConfig
 from orchestrator.files import write_whole
 
 _CHECKPOINTS_KEPT = 3
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 class _Table(DeclarativeBase):
@@ -93,8 +95,13 @@ class RunStore:
         """Record a new PENDING run.
 
         Raises:
+            ConfigurationError: `run_id` is no name for a folder.
             ExperimentError: There is one of that id already.
         """
+        if not _RUN_ID.fullmatch(run_id):
+            raise ConfigurationError(
+                f"{run_id!r} is no id for a run: use letters, digits, '.', '_' and '-', at most 128"
+            )
         folder = self.folder(run_id)
         if folder.exists():
             raise ExperimentError(f"run {run_id!r} exists already in {self.root}")
@@ -152,10 +159,19 @@ class RunStore:
         return self.root / run_id
 
     def config(self, run_id: str) -> ExperimentConfig:
-        """Give the run's configuration as it was understood at its start."""
+        """Give the run's configuration as it was understood at its start.
+
+        Raises:
+            ExperimentError: There is no such run, or its configuration cannot be read any more.
+        """
         self.find(run_id)
-        text = (self.folder(run_id) / "experiment.json").read_text(encoding="utf-8")
-        return ExperimentConfig.model_validate_json(text)
+        path = self.folder(run_id) / "experiment.json"
+        try:
+            return ExperimentConfig.model_validate_json(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as exc:
+            raise ExperimentError(
+                f"{path} cannot be read ({type(exc).__name__}); start a new run instead"
+            ) from exc
 
     @contextmanager
     def owned(self, run_id: str) -> Iterator[None]:
@@ -164,7 +180,12 @@ class RunStore:
         Raises:
             ExperimentError: Another process owns it; the message names it.
         """
-        with (self.folder(run_id) / "owner").open("a+", encoding="utf-8") as stream:
+        path = self.folder(run_id) / "owner"
+        try:
+            stream = path.open("a+", encoding="utf-8")
+        except OSError as exc:
+            raise ExperimentError(f"{path} cannot be written: {exc.strerror}") from exc
+        with stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as exc:
@@ -182,8 +203,10 @@ class RunStore:
         """Add a round's record to the history, on disk when this returns."""
         path = self.folder(run_id) / "rounds.jsonl"
         try:
-            with path.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(record) + "\n")
+            with path.open("ab+") as stream:
+                if _is_cut_short(stream):  # else the new record would be lost with the old one
+                    stream.write(b"\n")
+                stream.write(json.dumps(record).encode() + b"\n")
                 stream.flush()
                 os.fsync(stream.fileno())
         except OSError as exc:
@@ -229,17 +252,16 @@ class RunStore:
         try:
             with safetensors.safe_open(paths[-1], framework="pt") as blob:
                 state = json.loads(blob.metadata()["state"])
-            parameters = safetensors.torch.load_file(paths[-1])
+            return Checkpoint(
+                next_round=state["next_round"],
+                parameters=safetensors.torch.load_file(paths[-1]),
+                preprocessing=state["preprocessing"],
+                sites=tuple(state["sites"]),
+            )
         except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError) as exc:
             raise ExperimentError(
                 f"{paths[-1]} cannot be read ({exc}); delete it to go on from the one before"
             ) from exc
-        return Checkpoint(
-            next_round=state["next_round"],
-            parameters=parameters,
-            preprocessing=state["preprocessing"],
-            sites=tuple(state["sites"]),
-        )
 
     def save_results(self, run_id: str, results: dict[str, Any], parameters: Parameters) -> None:
         """Keep the final results and the final model."""
@@ -271,6 +293,14 @@ class RunStore:
         except SQLAlchemyError as exc:
             cause = getattr(exc, "orig", None) or exc
             raise ExperimentError(f"{self.root / 'index.db'} cannot be used: {cause}") from exc
+
+
+def _is_cut_short(stream: BinaryIO) -> bool:
+    """Tell whether a crash left the last line of `stream` unfinished."""
+    if stream.seek(0, os.SEEK_END) == 0:
+        return False
+    stream.seek(-1, os.SEEK_END)
+    return stream.read(1) != b"\n"
 
 
 def _now() -> str:

@@ -11,6 +11,8 @@ from orchestrator.communication.live import PySyftCommunication
 from orchestrator.configuration import load_federation
 from orchestrator.fleet import Fleet
 
+_PATIENCE_S = 15.0
+
 
 def survey(file: Path) -> list[dict[str, Any]]:
     """Log in to each site and give what it offers; `message` says why one could not be asked.
@@ -19,7 +21,8 @@ def survey(file: Path) -> list[dict[str, Any]]:
         ConfigurationError: The file has mistakes.
     """
     addresses = load_federation(file).sites
-    fleet = Fleet(PySyftCommunication(), addresses, attempts=1)
+    communication = PySyftCommunication(connect_s=_PATIENCE_S, call_s=_PATIENCE_S)
+    fleet = Fleet(communication, addresses, attempts=1)
     try:
         logins = fleet.connect()
         described = describe_sites(fleet, list(logins.ok))

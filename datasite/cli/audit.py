@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from core.commands import echo_json, echo_table
+from datasite.cli.foreign import plain
 from datasite.cli.options import AsJson, ConfigFile, open_site
 
 app = typer.Typer(help="Read and check the audit log.", no_args_is_help=True)
@@ -38,9 +39,9 @@ def show(
             (
                 row["seq"],
                 row["at"][:19],
-                row["who"],
+                plain(row["who"]),
                 row["action"],
-                (row["plan_id"] or "")[:12],
+                plain((row["plan_id"] or "")[:12]),
                 row["outcome"],
                 json.dumps(row["detail"]) if row["detail"] else "",
             )

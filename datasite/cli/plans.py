@@ -6,6 +6,7 @@ import typer
 
 from core.commands import echo_json, echo_table
 from core.plans import PlanStatus
+from datasite.cli.foreign import plain
 from datasite.cli.options import AsJson, ConfigFile, Reason, open_site
 
 if TYPE_CHECKING:
@@ -34,8 +35,8 @@ def list_(config: ConfigFile, as_json: AsJson = False) -> None:
             (
                 plan.plan_id[:12],
                 plan.status.name,
-                plan.researcher,
-                plan.proposal["dataset"],
+                plain(plan.researcher),
+                plain(plan.proposal["dataset"]),
                 plan.proposal["algorithm"]["name"],
                 plan.proposal["rounds"],
                 plan.proposed_at[:19],
@@ -122,7 +123,7 @@ def _in_words(plan: "Plan") -> str:
     return f"""\
 Plan      {plan.plan_id}
 Status    {plan.status.name}: {plan.reason}{expired}
-Asked by  {plan.researcher} at {plan.proposed_at[:19]}, for run {asked["run_id"]}
+Asked by  {plain(plan.researcher)} at {plan.proposed_at[:19]}, for run {plain(asked["run_id"])}
 Expires   {plan.expires_at[:19]}
 
 Data      {asked["dataset"]}, version {asked["dataset_version"]}: trains on {share:.0%} of the rows,
@@ -130,7 +131,7 @@ Data      {asked["dataset"]}, version {asked["dataset_version"]}: trains on {sha
 Model     {model}
 Training  {asked["algorithm"]["name"]}, {asked["rounds"]} rounds of {training["local_epochs"]} \
 epoch(s), batches of {training["batch_size"]},
-          {training["optimizer"]} with learning rate {training["learning_rate"]:g}
+          {plain(training["optimizer"])} with learning rate {training["learning_rate"]:g}
 Code      the installed training code, {asked["code_hash"][:16]}
 
 Leaves the site in each round: the model's parameters after training here, the number of

@@ -74,5 +74,7 @@ def _password(file: Path | None) -> str:
             return file.read_text(encoding="utf-8").strip()
         except OSError as exc:
             raise ConfigurationError(f"--password-file: {file}: {exc.strerror}") from exc
+        except UnicodeDecodeError as exc:
+            raise ConfigurationError(f"--password-file: {file}: is not UTF-8 text") from exc
     given = os.environ.get("DATASITE_USER_PASSWORD", "")
     return given or str(typer.prompt("Password", hide_input=True, confirmation_prompt=True))

@@ -2,9 +2,10 @@
 
     python -m datasite.training JOBS_FD LIFELINE_FD THREADS
 
-It ends when the site does, whatever the site died of: the lifeline is a pipe that only the site
-holds open. An unexpected error ends it with a traceback in the site's log; the site answers the
-request with a `Failure` and starts a new trainer.
+The first thing that goes back is a word that it has started. It ends when the site does, whatever
+the site died of: the lifeline is a pipe that only the site holds open. An unexpected error ends it
+with a traceback in the site's log; the site answers the request with a `Failure` and starts a new
+trainer.
 """
 
 import json
@@ -27,6 +28,7 @@ def main(jobs_fd: int, lifeline_fd: int, threads: int) -> None:
     torch.set_num_threads(threads)
     worker = Worker()
     with Connection(jobs_fd) as pipe:
+        pipe.send_bytes(b"started")
         while True:
             try:
                 job: Job = json.loads(pipe.recv_bytes())

@@ -4,6 +4,7 @@ The same function runs in the site's trainer process and, for whole federations 
 caller's own.
 """
 
+import json
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from typing_extensions import TypedDict
 
 from core import wire
 from core.evaluation import count_scores
-from core.exceptions import DataSiteError
+from core.exceptions import DataSiteError, ModelError
 from core.messages import (
     ClientUpdate,
     EvaluateRequest,
@@ -113,7 +114,7 @@ class Worker:
         model = _build(request, self._standardised(job, "test", request["preprocessing"]).inputs)
         model.eval()
         validation, test = (
-            _score(model, self._standardised(job, part, request["preprocessing"]))
+            _score(model, self._standardised(job, part, request["preprocessing"]), job["site_id"])
             for part in ("validation", "test")
         )
         return EvaluationReport(
@@ -137,14 +138,14 @@ class Worker:
         )
 
     def _prepared(self, job: Job) -> Parts:
-        key = f"{job['sha256']} {job['split']}"
+        key = _identity(job)
         if key not in self._parts:
             _keep(self._parts, key, _prepare(job))
         self._parts.move_to_end(key)
         return self._parts[key]
 
     def _standardised(self, job: Job, name: str, preprocessing: Preprocessing) -> _Tensors:
-        key = f"{job['sha256']} {job['split']} {name} {preprocessing}"
+        key = f"{_identity(job)} {name} {preprocessing}"
         if key not in self._tensors:
             part: Part = getattr(self._prepared(job), name)
             _keep(self._tensors, key, _standardise(part, preprocessing), limit=3 * _KEPT)
@@ -156,6 +157,11 @@ def _keep(kept: OrderedDict[str, T], key: str, value: T, limit: int = _KEPT) -> 
     kept[key] = value
     while len(kept) > limit:
         kept.popitem(last=False)
+
+
+def _identity(job: Job) -> str:
+    """Give what decides the prepared data; equal rows under another schema are other data."""
+    return json.dumps([job["sha256"], job["schema"], job["split"], job["site_id"]], sort_keys=True)
 
 
 def _prepare(job: Job) -> Parts:
@@ -210,9 +216,11 @@ def _probe(job: Job, request: TrainRequest, begin: float) -> ClientUpdate:
 
 
 @torch.no_grad()
-def _score(model: TorchModel, data: _Tensors) -> ScoreCounts:
+def _score(model: TorchModel, data: _Tensors, site_id: str) -> ScoreCounts:
     batches = torch.split(data.inputs, _EVALUATION_BATCH)
     logits = torch.cat([model(batch) for batch in batches]).to(torch.float64)
+    if not bool(torch.isfinite(logits).all()):
+        raise ModelError(f"{site_id}: the model's scores are not finite: its training diverged")
     losses = functional.cross_entropy(logits, data.labels, reduction="none")
     scores = logits[:, 1] - logits[:, 0]
     return count_scores(scores.numpy(), data.labels.numpy(), losses.numpy())

@@ -8,7 +8,13 @@ from collections.abc import Mapping
 from typing import Any, Protocol, TypeVar, cast
 
 from core import exceptions, wire
-from core.exceptions import CommunicationError, DataSiteError, FederatedLearningError, ProtocolError
+from core.exceptions import (
+    CommunicationError,
+    ConfigurationError,
+    DataSiteError,
+    FederatedLearningError,
+    ProtocolError,
+)
 from core.interfaces import CommunicationInterface
 from core.messages import ClientUpdate, Failure, Message, Parameters, Request
 
@@ -66,6 +72,11 @@ class SiteCommunication(CommunicationInterface):
         `credentials` has `email` and `password`, and may have `site_id`: the name that the site
         must then give.
         """
+        lacking = [name for name in ("email", "password") if not credentials.get(name)]
+        if lacking:
+            raise ConfigurationError(
+                f"{datasite_url}: the credentials lack {' and '.join(lacking)}"
+            )
         carrier = self.open_carrier(datasite_url, credentials)
         expected = credentials.get("site_id", carrier.site_id)
         if carrier.site_id != expected:
@@ -82,7 +93,9 @@ class SiteCommunication(CommunicationInterface):
     def send_model(self, model_parameters: dict[str, Any], datasite_id: str) -> bool:
         """See `CommunicationInterface`."""
         self._carrier(datasite_id)
-        self._sent[datasite_id] = model_parameters
+        self._sent[datasite_id] = {
+            name: tensor.detach().clone() for name, tensor in model_parameters.items()
+        }
         return True
 
     def request_training(self, training_config: dict[str, Any], datasite_id: str) -> dict[str, Any]:
@@ -123,11 +136,15 @@ class SiteCommunication(CommunicationInterface):
             FederatedLearningError: What the site answered, as the error it names.
         """
         deadline_s = float(cast("dict[str, Any]", message).get("deadline_s", self.call_s))
-        answer = wire.decode(
-            self._carrier(datasite_id).exchange(wire.encode(message), deadline_s=deadline_s)
+        reply_bytes = self._carrier(datasite_id).exchange(
+            wire.encode(message), deadline_s=deadline_s
         )
+        try:
+            answer = wire.decode(reply_bytes)
+        except ProtocolError as exc:
+            raise ProtocolError(f"{datasite_id}: {exc}", site_id=datasite_id) from exc
         if wire.is_kind(answer, Failure):
-            raise _as_error(answer)
+            raise _as_error(answer, datasite_id)
         if not wire.is_kind(answer, reply):
             raise ProtocolError(
                 f"{datasite_id}: answered {_kind(answer)!r} to {message['kind']!r}",
@@ -150,8 +167,6 @@ def _kind(message: Message) -> str:
     return message["kind"]
 
 
-def _as_error(failure: Failure) -> FederatedLearningError:
+def _as_error(failure: Failure, datasite_id: str) -> FederatedLearningError:
     kind = _ERRORS.get(failure["error"], DataSiteError)
-    return kind(
-        failure["message"], site_id=failure["datasite_id"], round_num=failure.get("round_num")
-    )
+    return kind(failure["message"], site_id=datasite_id, round_num=failure.get("round_num"))

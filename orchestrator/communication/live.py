@@ -5,7 +5,6 @@ Importing PySyft takes seconds, so it happens at the first connection and not be
 
 from collections.abc import Mapping
 
-from core.exceptions import ConfigurationError
 from orchestrator.communication.base import Carrier, SiteCommunication
 from orchestrator.configuration import ExperimentConfig
 
@@ -17,9 +16,6 @@ class PySyftCommunication(SiteCommunication):
         """See `SiteCommunication.open_carrier`."""
         from orchestrator.communication.pysyft import PySyftCarrier  # noqa: PLC0415 - slow
 
-        missing = [name for name in ("email", "password") if not credentials.get(name)]
-        if missing:
-            raise ConfigurationError(f"{url}: the credentials lack {' and '.join(missing)}")
         return PySyftCarrier.open(
             url,
             email=credentials["email"],

@@ -49,7 +49,7 @@ class MemoryCommunication(SiteCommunication):
 
     def open_carrier(self, url: str, credentials: Mapping[str, str]) -> Carrier:
         """See `SiteCommunication.open_carrier`."""
-        site_id = url.removeprefix("memory://")
+        site_id = url.removeprefix("memory://").rstrip("/")
         if site_id not in self._sites:
             raise CommunicationError(
                 f"{url}: there is no such site; there are: {', '.join(sorted(self._sites))}",

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from datasite.caller import Role
+from orchestrator.testbed.presets import AI4I_SCHEMA
+from orchestrator.testbed.processes import Testbed, run_datasite
 
 # The modules beside this file are imported by name; pytest's importlib mode adds no folder.
 sys.path.insert(0, str(Path(__file__).parent))
@@ -33,3 +35,18 @@ def site(fresh_site: SiteProcess) -> SiteProcess:
         )
         door.publish()
     return fresh_site
+
+
+@pytest.fixture(scope="session")
+def testbed(tmp_path_factory: pytest.TempPathFactory, samples: list[Path]) -> Iterator[Testbed]:
+    """Give three live sites with data registered by the operator's command."""
+    testbed = Testbed(tmp_path_factory.mktemp("live") / "testbed")
+    testbed.up(3)
+    try:
+        for file in samples:
+            config = ("--config", str(testbed.config_file(file.stem)))
+            contract = ("--schema", str(AI4I_SCHEMA), "--name", "ai4i")
+            run_datasite("data", "register", str(file), *contract, *config)
+        yield testbed
+    finally:
+        testbed.down()

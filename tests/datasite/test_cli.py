@@ -1,0 +1,429 @@
+"""The `datasite` command, as an operator types it; no site runs."""
+
+import json
+import re
+import shlex
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from loguru import logger
+from sites import RESEARCHER, SCHEMA, ask, evaluate_request, proposal, site_settings, write_table
+
+from datasite.cli import main
+from datasite.configuration import load_site_config
+from datasite.site import FactoryDataSite
+
+VERBS = [
+    "serve",
+    "status",
+    "data check",
+    "data register",
+    "data list",
+    "data remove",
+    "plans list",
+    "plans show",
+    "plans approve",
+    "plans deny",
+    "plans revoke",
+    "users add",
+    "users list",
+    "audit show",
+    "audit verify",
+]
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Ended]
+
+
+@pytest.fixture
+def datasite(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Command]:
+    """Give the command as a function of its arguments, in this process."""
+    monkeypatch.delenv("DATASITE_CONFIG", raising=False)
+
+    def run(*arguments: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["datasite", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = capsys.readouterr()
+        return Ended(code=int(ended.value.code or 0), out=printed.out, err=printed.err)
+
+    yield run
+    logger.remove()  # the command's log goes to a standard error that is no more
+    logger.add(sys.__stderr__ or sys.stderr)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """A `site.yaml` whose plans wait for the operator."""
+    path = tmp_path / "site.yaml"
+    path.write_text(yaml.safe_dump(site_settings(tmp_path, policy=[])))
+    return path
+
+
+@pytest.fixture
+def schema(tmp_path: Path) -> Path:
+    """The schema of `press`, as a file."""
+    path = tmp_path / "press.yaml"
+    path.write_text(yaml.safe_dump(SCHEMA))
+    return path
+
+
+@pytest.fixture
+def registered(datasite: Command, config: Path, schema: Path, tmp_path: Path) -> Path:
+    """The configuration of a site with `press` registered."""
+    file = write_table(tmp_path / "press.csv")
+    ended = datasite("data", "register", file, "-s", schema, "-n", "press", "-c", config)
+    assert ended.code == 0, ended.err
+    return config
+
+
+def asked(config: Path, message: dict[str, Any]) -> dict[str, Any]:
+    """Ask the site as the researcher, beside the operator's commands."""
+    site = FactoryDataSite()
+    site.open_state(load_site_config(config))
+    try:
+        return ask(site, message, RESEARCHER)
+    finally:
+        site.close()
+
+
+def proposed(config: Path, **changes: object) -> str:
+    """Propose a plan as the researcher; its id."""
+    return str(asked(config, proposal(**changes))["plan_id"])
+
+
+def in_a_shell(command: str) -> subprocess.CompletedProcess[str]:
+    """Run a line of bash, where `datasite` is the command."""
+    line = f'datasite() {{ {shlex.quote(sys.executable)} -m datasite "$@"; }}; {command}'
+    return subprocess.run(
+        ["/bin/bash", "-c", line],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_shows_an_example_of_itself(datasite: Command, verb: str) -> None:
+    """What is asked for most is how it is typed."""
+    ended = datasite(*verb.split(), "--help")
+    assert ended.code == 0
+    assert f"Example: datasite {verb}" in " ".join(ended.out.split())
+
+
+def test_the_list_of_verbs_is_complete(datasite: Command) -> None:
+    """A new command without an example would not be noticed otherwise."""
+
+    def commands(*group: str) -> list[str]:
+        _, listing = datasite(*group, "--help").out.split("Commands:\n")
+        return re.findall(r"^  ([a-z]+)  ", listing, flags=re.MULTILINE)
+
+    found = []
+    for name in commands():
+        is_group = "COMMAND" in datasite(name, "--help").out
+        found += [f"{name} {verb}" for verb in commands(name)] if is_group else [name]
+    assert sorted(found) == sorted(VERBS)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["list"],
+        ["data", "lost"],
+        ["data", "list", "--jsno"],
+        ["plans", "show", "-c", "site.yaml"],
+        ["plans", "deny", "3f2a", "-c", "site.yaml"],
+        ["audit", "show", "--last", "0", "-c", "site.yaml"],
+        ["users", "add", "--email", "a@b.example.com", "--role", "king", "-c", "site.yaml"],
+    ],
+    ids=["verb", "sub-verb", "option", "no id", "no reason", "out of range", "role"],
+)
+def test_wrong_arguments_end_with_exit_code_4(datasite: Command, arguments: list[str]) -> None:
+    """They are said on standard error, with how to get help or what was expected."""
+    ended = datasite(*arguments)
+    assert ended.code == 4
+    assert ended.out == ""
+    assert "Error: " in ended.err
+
+
+@pytest.mark.parametrize("verb", ["serve", "status", "data list", "plans list", "audit verify"])
+def test_a_command_without_its_configuration_says_so(datasite: Command, verb: str) -> None:
+    """The option is named; the exit code is that of wrong arguments."""
+    ended = datasite(*verb.split())
+    assert ended.code == 4
+    assert "Missing option '--config'" in ended.err
+
+
+def test_the_configuration_may_stand_in_the_environment(
+    datasite: Command, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container, where it is always the same."""
+    monkeypatch.setenv("DATASITE_CONFIG", str(config))
+    assert datasite("data", "list").code == 0
+
+
+def test_a_configuration_that_is_not_there_is_named(datasite: Command, tmp_path: Path) -> None:
+    """One line, no traceback."""
+    ended = datasite("plans", "list", "-c", tmp_path / "site.yml")
+    assert (ended.code, ended.out) == (4, "")
+    assert ended.err == f"error: {tmp_path / 'site.yml'}: no such file\n"
+
+
+def test_a_state_that_cannot_be_opened_is_a_configuration_error(
+    datasite: Command, config: Path, tmp_path: Path
+) -> None:
+    """A file stands where the state should be."""
+    (tmp_path / "state").write_text("in the way")
+    ended = datasite("data", "list", "-c", config)
+    assert ended.code == 4
+    assert "state cannot be made: File exists" in ended.err
+
+
+def test_a_good_file_is_reported_and_nothing_changes(
+    datasite: Command, schema: Path, tmp_path: Path
+) -> None:
+    """Exit code 0, rows and label rate; no configuration is needed and nothing is made."""
+    file = write_table(tmp_path / "press.csv")
+    before = sorted(tmp_path.iterdir())
+    ended = datasite("data", "check", file, "--schema", schema)
+    assert ended.code == 0
+    assert "100" in ended.out
+    assert "25" in ended.out
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_bad_file_is_reported_with_its_lines(
+    datasite: Command, schema: Path, tmp_path: Path
+) -> None:
+    """Exit code 1; the operator is told the line, the column and the value."""
+    file = write_table(tmp_path / "press.csv", load=[99.5] + [1.0] * 99)
+    ended = datasite("data", "check", file, "--schema", schema)
+    assert ended.code == 1
+    assert "line 2" in ended.out
+    assert "99.5" in ended.out
+
+
+def test_a_dataset_is_registered_listed_and_removed(
+    datasite: Command, config: Path, schema: Path, tmp_path: Path
+) -> None:
+    """Each step in words, and the list as JSON for machines."""
+    file = write_table(tmp_path / "press.csv")
+    words = ["data", "register", file, "--schema", schema, "--name", "press", "--config", config]
+    assert datasite(*words).out == (
+        "registered 'press', version 1: 100 rows, 2 features; researchers see it once the site runs"
+        "\n"
+    )
+    header, row = datasite("data", "list", "-c", config).out.splitlines()
+    assert header.split() == ["name", "version", "rows", "schema", "registered"]
+    assert row.split()[:4] == ["press", "1", "100", "press"]
+    (found,) = json.loads(datasite("data", "list", "--json", "-c", config).out)
+    assert (found["name"], found["version"], found["rows"]) == ("press", 1, 100)
+    assert datasite("data", "remove", "press", "-c", config).out == "removed 'press'\n"
+    assert json.loads(datasite("data", "list", "--json", "-c", config).out) == []
+    assert "no dataset is registered" in datasite("data", "list", "-c", config).out
+
+
+def test_bad_data_are_not_registered(
+    datasite: Command, config: Path, schema: Path, tmp_path: Path
+) -> None:
+    """Exit code 1, the first violations, and an empty list."""
+    file = write_table(tmp_path / "press.csv", load=99.5)
+    ended = datasite("data", "register", file, "-s", schema, "-n", "press", "-c", config)
+    assert ended.code == 1
+    assert "breaks schema 'press' in 100 place(s)" in ended.err
+    assert json.loads(datasite("data", "list", "--json", "-c", config).out) == []
+
+
+def test_registering_twice_says_how_to_go_on(
+    datasite: Command, registered: Path, schema: Path, tmp_path: Path
+) -> None:
+    """The message holds the command to type."""
+    file = tmp_path / "press.csv"
+    ended = datasite("data", "register", file, "-s", schema, "-n", "press", "-c", registered)
+    assert ended.code == 1
+    assert "remove it first with 'datasite data remove press'" in ended.err
+
+
+def test_a_plan_is_listed_and_shown_in_words(datasite: Command, registered: Path) -> None:
+    """Who asks for what, what leaves the site, and what that protects."""
+    plan_id = proposed(registered)
+    header, row = datasite("plans", "list", "-c", registered).out.splitlines()
+    assert header.split()[:3] == ["plan", "status", "researcher"]
+    assert row.split()[:6] == [plan_id[:12], "WAITING", RESEARCHER.email, "press", "fedavg", "3"]
+    shown = datasite("plans", "show", plan_id[:6], "-c", registered).out
+    for words in (
+        f"Plan      {plan_id}",
+        "Status    WAITING: waits for the operator",
+        f"Asked by  {RESEARCHER.email}",
+        "press, version 1: trains on 60% of the rows",
+        "fedavg, 3 rounds of 1 epoch(s), batches of 16",
+        "sgd with learning rate 0.1",
+        "Privacy level: none (no formal guarantee",
+    ):
+        assert words in shown
+    as_json = json.loads(datasite("plans", "show", plan_id, "--json", "-c", registered).out)
+    assert as_json["proposal"] == proposal()
+    assert json.loads(datasite("plans", "list", "--json", "-c", registered).out) == [as_json]
+
+
+def test_a_waiting_plan_is_approved_and_revoked(datasite: Command, registered: Path) -> None:
+    """The printed words are the decision, and the researcher is told the same."""
+    plan_id = proposed(registered)
+    approved = datasite("plans", "approve", plan_id[:8], "-c", registered)
+    assert approved.out == f"plan {plan_id[:12]} is APPROVED: approved\n"
+    revoked = datasite("plans", "revoke", plan_id[:8], "--reason", "it is over", "-c", registered)
+    assert revoked.out == f"plan {plan_id[:12]} is REVOKED: it is over\n"
+    told = asked(registered, {"kind": "plan_status", "plan_id": plan_id})
+    assert (told["status"], told["reason"]) == ("REVOKED", "it is over")
+
+
+def test_a_waiting_plan_is_denied(datasite: Command, registered: Path) -> None:
+    """With the reason, which is asked for; a second decision is refused."""
+    plan_id = proposed(registered)
+    denied = datasite("plans", "deny", plan_id, "--reason", "maintenance", "-c", registered)
+    assert denied.out == f"plan {plan_id[:12]} is DENIED: maintenance\n"
+    again = datasite("plans", "approve", plan_id, "-c", registered)
+    assert again.code == 1
+    assert "is DENIED and cannot become APPROVED; only a plan that is WAITING can" in again.err
+
+
+def test_an_unknown_plan_says_where_to_look(datasite: Command, registered: Path) -> None:
+    """The id, and the command that lists them."""
+    ended = datasite("plans", "show", "ffff", "-c", registered)
+    assert ended.code == 1
+    assert "no plan has an id that starts with 'ffff'; see 'datasite plans list'" in ended.err
+
+
+def test_a_researcher_cannot_forge_what_the_operator_reads(
+    datasite: Command, registered: Path
+) -> None:
+    """Line ends and escapes in a proposal are spelt out: no line is added, none is hidden."""
+    forged = "x\nPrivacy level: differential_privacy\x1b[8m\u202e"
+    plan_id = proposed(registered, run_id=forged)
+    shown = datasite("plans", "show", plan_id, "-c", registered).out
+    assert "for run x\\nPrivacy level: differential_privacy\\x1b[8m\\u202e\n" in shown
+    assert shown.count("\nPrivacy level: ") == 1
+    assert "\x1b" not in shown
+    asked(registered, evaluate_request("\x1b[2J\nforged"))
+    logged = datasite("audit", "show", "--last", "1", "-c", registered).out
+    assert "\x1b" not in logged
+    assert "\\x1b[2J\\nforg" in logged
+
+
+def test_the_log_is_shown_and_verified(datasite: Command, registered: Path) -> None:
+    """Newest last; as a table, as JSON, and with the hash to note down."""
+    plan_id = proposed(registered)
+    rows = json.loads(datasite("audit", "show", "--json", "-c", registered).out)
+    assert [row["action"] for row in rows] == ["data registered", "plan proposed"]
+    assert rows[1]["plan_id"] == plan_id
+    header, row = datasite("audit", "show", "--last", "1", "-c", registered).out.splitlines()
+    assert header.split() == ["seq", "at", "who", "action", "plan", "outcome", "detail"]
+    assert "plan proposed" in row
+    verified = datasite("audit", "verify", "-c", registered)
+    assert verified.code == 0
+    newest = rows[-1]["sha256"]
+    assert verified.out == f"2 entries, all as they were written; newest hash {newest}\n"
+
+
+def test_a_log_that_was_tampered_with_ends_with_exit_code_1(
+    datasite: Command, registered: Path, tmp_path: Path
+) -> None:
+    """The entry is named."""
+    with sqlite3.connect(tmp_path / "state" / "ledger.db") as connection:
+        connection.execute("UPDATE audit SET who = 'nobody' WHERE seq = 1")
+    connection.close()
+    ended = datasite("audit", "verify", "-c", registered)
+    assert (ended.code, ended.out) == (1, "")
+    assert ended.err == "error: audit row 1 was changed after it was written\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["status"], ["users", "list"], ["users", "add", "--email", "a@b.example.com"]],
+    ids=["status", "users list", "users add"],
+)
+def test_a_site_that_does_not_run_is_said_with_how_to_start_it(
+    datasite: Command, config: Path, arguments: list[str]
+) -> None:
+    """At once, before a password is asked for."""
+    ended = datasite(*arguments, "-c", config)
+    assert (ended.code, ended.out) == (1, "")
+    assert "factory-1 is not running" in ended.err
+    assert "start it with 'datasite serve --config ...'" in ended.err
+
+
+def test_a_password_is_never_an_argument(datasite: Command, config: Path) -> None:
+    """Arguments can be seen by every user of the machine: there is no such option."""
+    words = ["users", "add", "--email", "a@b.example.com", "-c", config]
+    ended = datasite(*words, "--password", "correct horse battery")
+    assert ended.code == 4
+    assert "No such option: --password" in ended.err
+    assert ended.err.count("correct horse battery") == 0
+    assert "correct horse battery" not in datasite(*words, "correct horse battery").out
+
+
+@pytest.mark.parametrize(
+    "password",
+    ["changethis", "tiny-secret", "op@factory.example.com"],
+    ids=["default", "short", "the e-mail"],
+)
+def test_a_weak_password_keeps_the_site_from_starting(
+    datasite: Command, config: Path, tmp_path: Path, password: str
+) -> None:
+    """Exit code 4 before PySyft is imported and before anything is written; it is not shown."""
+    operator = {"email": "op@factory.example.com", "password": password}
+    config.write_text(yaml.safe_dump(site_settings(tmp_path, operator=operator)))
+    ended = datasite("serve", "-c", config)
+    assert (ended.code, ended.out) == (4, "")
+    assert "choose 12 to 72 characters" in ended.err
+    assert password == operator["email"] or password not in ended.err
+    assert "syft" not in sys.modules
+    assert not (tmp_path / "state").exists()
+
+
+def test_serving_over_a_state_that_is_a_file_is_a_configuration_error(
+    datasite: Command, config: Path, tmp_path: Path
+) -> None:
+    """What went wrong is told, and not what failed while cleaning up after it."""
+    (tmp_path / "state").write_text("in the way")
+    ended = datasite("serve", "-c", config)
+    assert ended.code == 4
+    assert "state cannot be made: File exists" in ended.err
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(registered: Path) -> None:
+    """`| head -1` gets its line; nothing is complained of."""
+    for number in range(3):
+        proposed(registered, run_id=f"run-{number}")
+    ended = in_a_shell(f"datasite plans list --json -c {shlex.quote(str(registered))} | head -1")
+    assert ended.stdout == "[\n"
+    assert ended.stderr == ""
+
+
+def test_a_reader_that_is_gone_is_no_error(registered: Path) -> None:
+    """Even when nobody reads a single byte, standard error stays empty."""
+    quoted = shlex.quote(str(registered))
+    ended = in_a_shell(f"datasite audit show --json -c {quoted} | true")
+    assert ended.stderr == ""

@@ -1,0 +1,203 @@
+"""`site.yaml`: mistakes are found all at once, paths start at the file, the state is private."""
+
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from core.exceptions import ConfigurationError, DataSiteError
+from datasite.configuration import (
+    SiteConfig,
+    load_site_config,
+    open_state,
+    operator_password,
+)
+from datasite.ledger import Ledger
+
+OPERATOR = {"email": "op@factory.example.com", "password": "correct horse battery"}
+
+
+def write(folder: Path, **changes: object) -> Path:
+    """Write a `site.yaml` that holds; `changes` replace or add keys."""
+    path = folder / "site.yaml"
+    settings = {"site_id": "factory-1", "state": "state", "operator": OPERATOR, **changes}
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def load(folder: Path, **changes: object) -> SiteConfig:
+    """Write and read it."""
+    return load_site_config(write(folder, **changes))
+
+
+def refused(folder: Path, **changes: object) -> str:
+    """Give the message that refuses it."""
+    with pytest.raises(ConfigurationError) as caught:
+        load(folder, **changes)
+    return str(caught.value)
+
+
+def test_three_keys_are_enough(tmp_path: Path) -> None:
+    """The rest has defaults that are safe: this machine only, and the operator decides."""
+    config = load(tmp_path)
+    assert (config.listen.host, config.listen.port) == ("127.0.0.1", 8080)
+    assert config.policy == ()
+    assert (config.plan_days, config.training.threads) == (30, 1)
+
+
+def test_every_mistake_is_reported_with_its_path(tmp_path: Path) -> None:
+    """Seven mistakes in one message, each where it stands in the file."""
+    message = refused(
+        tmp_path,
+        site_id="Factory One",
+        operator={"email": "nobody"},
+        listen={"port": 70000, "hots": "::1"},
+        policy=[{"name": "lab", "decision": "aprove"}],
+        training={"deadline_s": 0, "threads": 0},
+    )
+    assert "site.yaml: 7 mistake(s):" in message
+    lines = message.splitlines()[1:]
+    for path in (
+        "site_id",
+        "operator.email",
+        "listen.port",
+        "policy[0].decision",
+        "training.deadline_s",
+        "training.threads",
+    ):
+        assert any(line.startswith(f"  {path}: ") for line in lines), path
+    assert "  listen.hots: unknown key; did you mean 'host'?" in lines
+
+
+@pytest.mark.parametrize(
+    "site_id",
+    ["", "Factory-1", "-factory", "factory 1", "../factory", "f" * 64],
+    ids=["empty", "capital", "dash first", "space", "path", "64 characters"],
+)
+def test_a_site_id_is_lower_case_letters_digits_and_dashes(tmp_path: Path, site_id: str) -> None:
+    """It becomes part of paths, logs and commands."""
+    assert "  site_id: " in refused(tmp_path, site_id=site_id)
+
+
+def test_relative_paths_start_at_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever directory the command is given in."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    folder = tmp_path / "site"
+    folder.mkdir()
+    operator = {"email": OPERATOR["email"], "password_file": "secrets/password"}
+    write(folder, operator=operator)
+    monkeypatch.chdir(elsewhere)
+    config = load_site_config(Path("../site/site.yaml"))
+    assert config.state == folder / "state"
+    assert config.operator.password_file == folder / "secrets" / "password"
+
+
+def test_absolute_paths_stay(tmp_path: Path) -> None:
+    """A volume of its own is where it is."""
+    assert load(tmp_path, state="/srv/site").state == Path("/srv/site")
+
+
+@pytest.mark.parametrize(
+    "operator",
+    [
+        {"email": OPERATOR["email"]},
+        {**OPERATOR, "password_file": "password"},
+    ],
+    ids=["neither", "both"],
+)
+def test_a_password_is_given_in_one_way(tmp_path: Path, operator: dict[str, str]) -> None:
+    """Neither and both are mistakes, and the message shows no password."""
+    message = refused(tmp_path, operator=operator)
+    assert "operator: give either `password` (as ${VARIABLE}) or `password_file`" in message
+    assert OPERATOR["password"] not in message
+
+
+def test_a_password_comes_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A variable that is not set is named; one that is set is the password, digits or not."""
+    operator = {"email": OPERATOR["email"], "password": "${SITE_PASSWORD}"}
+    monkeypatch.delenv("SITE_PASSWORD", raising=False)
+    assert "operator.password: the environment variable SITE_PASSWORD" in refused(
+        tmp_path, operator=operator
+    )
+    monkeypatch.setenv("SITE_PASSWORD", "123456789012")
+    assert operator_password(load(tmp_path, operator=operator)) == "123456789012"
+
+
+def test_a_password_is_not_shown(tmp_path: Path) -> None:
+    """A configuration that finds its way into a log keeps it to itself."""
+    assert OPERATOR["password"] not in repr(load(tmp_path))
+
+
+def test_a_password_file_is_read_without_its_line_end(tmp_path: Path) -> None:
+    """`echo` writes one; it is no part of the password."""
+    (tmp_path / "password").write_text("correct horse battery\n")
+    operator = {"email": OPERATOR["email"], "password_file": "password"}
+    assert operator_password(load(tmp_path, operator=operator)) == "correct horse battery"
+
+
+@pytest.mark.parametrize("kind", ["missing", "folder", "bytes"])
+def test_a_password_file_that_cannot_be_read_is_named(tmp_path: Path, kind: str) -> None:
+    """A configuration error that names the file and shows nothing of it."""
+    file = tmp_path / "password"
+    if kind == "folder":
+        file.mkdir()
+    elif kind == "bytes":
+        file.write_bytes(b"\xff\xfe secret")
+    operator = {"email": OPERATOR["email"], "password_file": "password"}
+    config = load(tmp_path, operator=operator)
+    with pytest.raises(ConfigurationError, match=r"operator\.password_file: .*password") as caught:
+        operator_password(config)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [{}, {"dataset": "press"}, {"max_rounds": 3}, {"dataset": "press", "max_rounds": 3}],
+    ids=["none", "dataset", "rounds", "both"],
+)
+def test_a_rule_does_not_approve_anybody(tmp_path: Path, condition: dict[str, Any]) -> None:
+    """A rule that approves names the researcher."""
+    rule = {"name": "open house", "decision": "approve", **condition}
+    message = refused(tmp_path, policy=[rule])
+    assert "policy[0]: rule 'open house' would approve anybody's plans" in message
+
+
+def test_a_rule_may_deny_everybody(tmp_path: Path) -> None:
+    """To refuse is safe without a condition."""
+    (rule,) = load(tmp_path, policy=[{"name": "closed", "decision": "deny"}]).policy
+    assert rule.researcher is None
+
+
+def test_a_plan_cannot_live_for_longer_than_time_can_be_counted(tmp_path: Path) -> None:
+    """A number of days that no calendar holds is a mistake in the file and not in each proposal."""
+    assert "  plan_days: " in refused(tmp_path, plan_days=10**9)
+
+
+@pytest.mark.parametrize("found", ["new", "open to others"])
+def test_the_state_folder_is_private(tmp_path: Path, found: str) -> None:
+    """Made 0700, or made so when it was there already."""
+    config = load(tmp_path, state="deep/state")
+    if found != "new":
+        config.state.mkdir(parents=True)
+        config.state.chmod(0o755)
+    state = open_state(config)
+    assert stat.S_IMODE(state.stat().st_mode) == 0o700
+
+
+def test_a_state_that_is_a_file_is_a_configuration_error(tmp_path: Path) -> None:
+    """The file is left as it is."""
+    (tmp_path / "state").write_text("in the way")
+    with pytest.raises(ConfigurationError, match=r"state: .*state cannot be made: File exists"):
+        open_state(load(tmp_path))
+    assert (tmp_path / "state").read_text() == "in the way"
+
+
+def test_a_ledger_that_cannot_be_made_is_a_datasite_error(tmp_path: Path) -> None:
+    """Its folder is missing: the error is the site's, and names the path."""
+    with pytest.raises(DataSiteError, match=r"factory-1: the ledger .* cannot be made"):
+        Ledger(tmp_path / "missing" / "ledger.db", site_id="factory-1")

@@ -1,0 +1,274 @@
+"""The trainer's process: it gives what a thread gives, and it never outlives its site."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, cast
+
+import pandas as pd
+import psutil
+import pytest
+from sites import (
+    SCHEMA,
+    SPLIT,
+    TRAINING,
+    encoded,
+    evaluate_request,
+    train_request,
+    write_table,
+)
+
+from core import wire
+from core.exceptions import DataSiteError
+from core.parameters import digest
+from core.schema import DataSchema
+from datasite.registry import file_sha256
+from datasite.trainer import InlineTrainer, TrainerProcess
+from datasite.training.work import Job
+
+PATIENCE_S = 30.0
+
+ENDLESS = train_request("plan", training=TRAINING | {"local_epochs": 10**9})
+"""Work that ends only when it is stopped."""
+
+
+@pytest.fixture(scope="module")
+def trainer() -> Iterator[TrainerProcess]:
+    """A trainer in a child process, which takes seconds to start: most tests share it."""
+    made = TrainerProcess(site_id="factory-1", threads=1)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    """The job of a registered dataset of 100 rows."""
+    file = tmp_path / "press.parquet"
+    pd.read_csv(write_table(tmp_path / "press.csv")).astype({"load": float}).to_parquet(file)
+    schema = DataSchema.model_validate(SCHEMA).model_dump(mode="json")
+    return Job(
+        site_id="factory-1",
+        file=str(file),
+        sha256=file_sha256(file),
+        schema=schema,
+        split=cast("Any", SPLIT),
+    )
+
+
+def process_of(trainer: TrainerProcess) -> psutil.Process:
+    """Give the child that a trainer has now."""
+    return psutil.Process(trainer._child.process.pid)
+
+
+def has_ended(trainer: TrainerProcess) -> Callable[[], bool]:
+    """Give the claim that the child that a trainer has now can be reaped."""
+    process = trainer._child.process
+    return lambda: process.poll() is not None
+
+
+def children() -> set[int]:
+    """Give the trainers that run below this process."""
+    return {
+        child.pid
+        for child in psutil.Process().children()
+        if child.status() != psutil.STATUS_ZOMBIE and "datasite.training" in child.cmdline()
+    }
+
+
+def wait_until(claim: Callable[[], bool]) -> None:
+    """Look again until `claim` holds; fail when it does not in time."""
+    end = time.monotonic() + PATIENCE_S
+    while not claim():
+        assert time.monotonic() < end, f"not within {PATIENCE_S:g} s"
+        threading.Event().wait(0.01)
+
+
+def is_gone(pid: int) -> bool:
+    """Tell whether a process has ended; one that nobody has reaped yet has."""
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
+def works(process: psutil.Process) -> Callable[[], bool]:
+    """Give the claim that `process` has computed for another fifth of a second."""
+    before = process.cpu_times().user
+    return lambda: bool(process.cpu_times().user > before + 0.2)
+
+
+def train(trainer: TrainerProcess | InlineTrainer, job: Job) -> dict[str, Any]:
+    """Train a round; its update."""
+    reply = trainer.perform(job, encoded(train_request("plan")), deadline_s=PATIENCE_S)
+    return cast("dict[str, Any]", wire.decode(reply))
+
+
+def test_a_process_gives_what_a_thread_gives(trainer: TrainerProcess, job: Job) -> None:
+    """Statistics, evaluation and a failure byte for byte; an update but for its wall time."""
+    inline = InlineTrainer()
+    same = [
+        {"kind": "statistics", "plan_id": "plan"},
+        evaluate_request("plan"),
+        train_request("plan", training=TRAINING | {"optimizer": "lion"}),
+        {"kind": "describe"},
+    ]
+    for request in same:
+        blob = encoded(request)
+        assert trainer.perform(job, blob, deadline_s=PATIENCE_S) == inline.perform(
+            job, blob, deadline_s=PATIENCE_S
+        )
+    update, expected = train(trainer, job), train(inline, job)
+    assert digest(update.pop("parameters")) == digest(expected.pop("parameters"))
+    assert update["metrics"]["train_loss"] == expected["metrics"]["train_loss"]
+    del update["metrics"], expected["metrics"]
+    assert update == expected
+
+
+def test_one_process_does_every_job(trainer: TrainerProcess, job: Job) -> None:
+    """It is started once: its imports and its prepared data are kept."""
+    train(trainer, job)
+    before = process_of(trainer)
+    train(trainer, job)
+    assert process_of(trainer) == before
+
+
+def test_a_deadline_stops_the_work_and_the_next_job_is_done(
+    trainer: TrainerProcess, job: Job
+) -> None:
+    """Work without end is ended after half a second; its process with it."""
+    before = process_of(trainer)
+    with pytest.raises(DataSiteError, match=r"factory-1: .*stopped at its deadline of 0\.5 s"):
+        trainer.perform(job, encoded(ENDLESS), deadline_s=0.5)
+    assert is_gone(before.pid)
+    assert train(trainer, job)["kind"] == "update"
+
+
+def test_a_deadline_does_not_count_the_start(trainer: TrainerProcess, job: Job) -> None:
+    """A new trainer imports for longer than this request may take, and answers it all the same."""
+    process_of(trainer).kill()
+    wait_until(has_ended(trainer))
+    refused = wire.decode(trainer.perform(job, encoded({"kind": "describe"}), deadline_s=0.5))
+    assert refused["kind"] == "failure"
+    assert refused["message"] == "factory-1: a 'describe' request is no work"
+
+
+def test_a_trainer_killed_at_work_costs_one_reply(trainer: TrainerProcess, job: Job) -> None:
+    """As the kernel does when memory runs out: one error that says so, and the next job is done."""
+    train(trainer, job)
+    child = process_of(trainer)
+    claim = works(child)
+    with ThreadPoolExecutor(1) as thread:
+        answer = thread.submit(trainer.perform, job, encoded(ENDLESS), deadline_s=PATIENCE_S)
+        wait_until(claim)
+        os.kill(child.pid, signal.SIGKILL)
+        with pytest.raises(DataSiteError, match=r"in the middle of the work \(exit code -9\)"):
+            answer.result(timeout=PATIENCE_S)
+    assert train(trainer, job)["kind"] == "update"
+
+
+def test_a_trainer_killed_at_rest_costs_nothing(trainer: TrainerProcess, job: Job) -> None:
+    """The next job finds it gone and starts another."""
+    os.kill(process_of(trainer).pid, signal.SIGKILL)
+    wait_until(has_ended(trainer))
+    assert train(trainer, job)["kind"] == "update"
+
+
+def test_an_unexpected_error_tells_nothing_but_an_exit_code(
+    trainer: TrainerProcess, job: Job
+) -> None:
+    """The traceback is for the site's log; the trainer starts anew."""
+    file = Path(job["file"]).with_name("broken.parquet")
+    file.write_text("SECRET ROW 42")
+    broken = cast("Job", {**job, "file": str(file), "sha256": file_sha256(file)})
+    with pytest.raises(DataSiteError) as caught:
+        train(trainer, broken)
+    assert str(caught.value) == (
+        "factory-1: the trainer ended in the middle of the work (exit code 1); "
+        "the site's log says why"
+    )
+    assert train(trainer, job)["kind"] == "update"
+
+
+def test_closing_leaves_no_process_and_may_be_repeated(job: Job) -> None:
+    """After the first close nothing is left to close; work is refused."""
+    others = children()
+    trainer = TrainerProcess(site_id="factory-1", threads=1)
+    child = process_of(trainer)
+    trainer.close()
+    trainer.close()
+    assert not psutil.pid_exists(child.pid)
+    with pytest.raises(DataSiteError, match="factory-1: the trainer is closed"):
+        train(trainer, job)
+    assert children() == others
+
+
+def test_closing_gives_up_the_work_under_way(job: Job) -> None:
+    """The caller gets an error, and no new trainer takes the place of the one that was ended."""
+    others = children()
+    trainer = TrainerProcess(site_id="factory-1", threads=1)
+    train(trainer, job)
+    claim = works(process_of(trainer))
+    with ThreadPoolExecutor(1) as thread:
+        answer = thread.submit(trainer.perform, job, encoded(ENDLESS), deadline_s=PATIENCE_S)
+        wait_until(claim)
+        trainer.close()
+        with pytest.raises(DataSiteError, match="in the middle of the work"):
+            answer.result(timeout=PATIENCE_S)
+    assert children() == others
+
+
+SITE = """
+import sys
+sys.path[:0] = {path!r}
+import json
+import psutil
+from datasite.trainer import TrainerProcess
+
+trainer = TrainerProcess(site_id="factory-1", threads=1)
+print(psutil.Process().children()[0].pid, flush=True)
+for request in sys.argv[2:]:
+    trainer.perform(json.loads(sys.argv[1]), bytes.fromhex(request), deadline_s=60.0)
+    print("done", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_trainer_ends_with_its_site(job: Job) -> None:
+    """A site that is killed can stop nobody: its trainer ends by itself, in the middle of work."""
+    tests = Path(__file__).resolve().parents[1]
+    site = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            SITE.format(path=[str(tests), str(tests.parent)]),
+            json.dumps(job),
+            *(encoded(request).hex() for request in (train_request("plan"), ENDLESS)),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert site.stdout is not None
+        pid = int(site.stdout.readline())
+        assert site.stdout.readline() == "done\n"
+        wait_until(works(psutil.Process(pid)))
+    finally:
+        site.kill()
+        site.wait()
+    wait_until(lambda: is_gone(pid))
+
+
+def test_trainers_end_one_by_one(trainer: TrainerProcess, job: Job) -> None:
+    """Neither holds the other's lifeline: ending one leaves the other at its work."""
+    child = process_of(trainer)
+    TrainerProcess(site_id="factory-2", threads=1).close()
+    assert train(trainer, job)["kind"] == "update"
+    assert process_of(trainer) == child

@@ -1,0 +1,76 @@
+"""The two commands as a person runs them: in processes of their own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from orchestrator.testbed.processes import Testbed
+
+
+def orchestrator(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run `orchestrator` to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "orchestrator", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        timeout=150,
+    )
+
+
+def start_orchestrator(*arguments: str | Path) -> subprocess.Popen[str]:
+    """Start `orchestrator`; its output can be read line by line."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "orchestrator", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+
+
+def signal_after(
+    command: subprocess.Popen[str], number: signal.Signals, seen: Callable[[str], bool]
+) -> tuple[int, str]:
+    """Send a signal once a line is `seen`; exit code and what was said on standard error."""
+    assert command.stdout is not None
+    for line in command.stdout:
+        if seen(line):
+            command.send_signal(number)
+            break
+    _, errors = command.communicate(timeout=60)
+    return command.returncode, errors
+
+
+def write_experiment(folder: Path, testbed: Testbed, **changes: Any) -> Path:
+    """Write an experiment: small, quick, FedAvg with the CNN."""
+    settings = {
+        "name": "test",
+        "rounds": 3,
+        "dataset": "ai4i",
+        "sites": str(testbed.sites_file),
+        "runs": str(folder / "runs"),
+        "training": {"local_epochs": 1, "batch_size": 64, "learning_rate": 0.05},
+        "limits": {"attempts": 1, "connect_s": 10},
+        **changes,
+    }
+    path = folder / "experiment.yaml"
+    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return path
+
+
+def results(folder: Path, run_id: str) -> dict[str, Any]:
+    """Give what `orchestrator show --json` says of a run."""
+    shown = orchestrator("show", run_id, "--runs", folder / "runs", "--json")
+    assert shown.returncode == 0, shown.stderr
+    found: dict[str, Any] = json.loads(shown.stdout)
+    return found

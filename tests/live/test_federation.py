@@ -1,0 +1,227 @@
+"""Whole experiments over live PySyft sites, by the commands that people use."""
+
+import json
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from commands import (
+    orchestrator,
+    results,
+    signal_after,
+    start_orchestrator,
+    write_experiment,
+)
+from federations import Federation
+
+from orchestrator.testbed.processes import OPERATOR, RESEARCHER, Testbed, run_datasite
+
+pytestmark = [pytest.mark.live, pytest.mark.xdist_group("testbed")]
+
+
+def round_line(number: int) -> Callable[[str], bool]:
+    """Recognise the JSON line of a finished round."""
+
+    def seen(line: str) -> bool:
+        event = json.loads(line)
+        return event["event"] == "round" and event["round_num"] == number
+
+    return seen
+
+
+def audit_rows(testbed: Testbed, site_id: str) -> list[dict[str, Any]]:
+    """Give a site's audit log, by the operator's command."""
+    config = str(testbed.config_file(site_id))
+    rows: list[dict[str, Any]] = json.loads(
+        run_datasite("audit", "show", "--last", "1000", "--json", "--config", config)
+    )
+    return rows
+
+
+def plan_of(testbed: Testbed, site_id: str, run_id: str) -> str:
+    """Give the id of the plan that a run had at a site."""
+    config = str(testbed.config_file(site_id))
+    plans = json.loads(run_datasite("plans", "list", "--json", "--config", config))
+    return str(next(p["plan_id"] for p in plans if p["proposal"]["run_id"] == run_id))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(testbed: Testbed, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Run the experiment once, with nothing in its way, and give its results."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = orchestrator("run", write_experiment(folder, testbed), "--run-id", "undisturbed")
+    assert done.returncode == 0, done.stderr
+    assert "COMPLETED" in done.stdout
+    return results(folder, "undisturbed")
+
+
+def test_a_run_over_live_sites_completes(undisturbed: dict[str, Any]) -> None:
+    """All rounds are there, each with all sites, pooled and per-site metrics."""
+    assert undisturbed["status"] == "COMPLETED"
+    assert [len(record["sites"]) for record in undisturbed["rounds"]] == [3, 3, 3]
+    final = undisturbed["metrics"]["final"]
+    assert set(final["per_site"]) == {"factory-1", "factory-2", "factory-3"}
+
+
+def test_memory_and_pysyft_give_bit_equal_parameters(
+    undisturbed: dict[str, Any], federation: Federation
+) -> None:
+    """The transport carries bytes and changes nothing: same data, same seed, same bits."""
+    in_memory = federation.run("one")
+    assert in_memory["parameters_sha256"] == undisturbed["parameters_sha256"]
+
+
+def test_a_run_killed_between_rounds_resumes_to_the_same_parameters(
+    testbed: Testbed, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    """SIGKILL after round 0, `orchestrator resume`, and the end is the undisturbed one."""
+    experiment = write_experiment(tmp_path, testbed)
+    run = start_orchestrator("run", experiment, "--run-id", "killed", "--json")
+    code, _ = signal_after(run, signal.SIGKILL, round_line(0))
+    assert code == -signal.SIGKILL
+    resumed = orchestrator("resume", "killed", "--runs", tmp_path / "runs")
+    assert resumed.returncode == 0, resumed.stderr
+    ended = results(tmp_path, "killed")
+    assert ended["parameters_sha256"] == undisturbed["parameters_sha256"]
+    assert [record["round_num"] for record in ended["rounds"]] == [0, 1, 2]
+    plan_id = plan_of(testbed, "factory-1", "killed")
+    trained = [
+        row["detail"]["round_num"]
+        for row in audit_rows(testbed, "factory-1")
+        if row["action"] == "train" and row["plan_id"] == plan_id
+    ]
+    assert trained == [0, 1, 2]
+
+
+def test_ctrl_c_stops_a_run_that_can_be_resumed(
+    testbed: Testbed, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    """SIGINT ends the command with 130, the run is CANCELLED, and it can go on."""
+    experiment = write_experiment(tmp_path, testbed)
+    run = start_orchestrator("run", experiment, "--run-id", "stopped", "--json")
+    code, errors = signal_after(run, signal.SIGINT, round_line(1))
+    assert (code, "Traceback" in errors) == (130, False)
+    listed = orchestrator("list", "--runs", tmp_path / "runs", "--json")
+    assert json.loads(listed.stdout)[0]["status"] == "CANCELLED"
+    assert orchestrator("resume", "stopped", "--runs", tmp_path / "runs").returncode == 0
+    ended = results(tmp_path, "stopped")
+    assert ended["parameters_sha256"] == undisturbed["parameters_sha256"]
+
+
+def sites_with(testbed: Testbed, folder: Path, **changes: str) -> Path:
+    """Write a sites file in which factory-2 is described otherwise."""
+    federation = yaml.safe_load(testbed.sites_file.read_text(encoding="utf-8"))
+    shutil.copy(testbed.folder / "researcher.password", folder)
+    federation["sites"][1].update(changes)
+    path = folder / "sites.yaml"
+    path.write_text(yaml.safe_dump(federation), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        pytest.param({"url": "http://127.0.0.1:1"}, "factory-2", id="unreachable"),
+        pytest.param({"email": "nobody@lab.example.com"}, "was refused", id="wrong-account"),
+        pytest.param({"site_id": "factory-9"}, "expected 'factory-9'", id="another-site"),
+    ],
+)
+def test_a_site_that_cannot_be_reached_or_logged_in_to_ends_with_code_2(
+    testbed: Testbed, tmp_path: Path, changes: dict[str, str], expected: str
+) -> None:
+    """The command names the site and what to do, and exits with 2."""
+    sites = sites_with(testbed, tmp_path, **changes)
+    experiment = write_experiment(tmp_path, testbed, sites=str(sites))
+    run = orchestrator("run", experiment)
+    assert run.returncode == 2, run.stderr
+    assert expected in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_a_wrong_password_ends_with_code_2(testbed: Testbed, tmp_path: Path) -> None:
+    """The refusal does not say whether the account exists."""
+    sites = sites_with(testbed, tmp_path)
+    (tmp_path / "researcher.password").write_text("not the password\n", encoding="utf-8")
+    run = orchestrator("run", write_experiment(tmp_path, testbed, sites=str(sites)))
+    assert run.returncode == 2
+    assert run.stderr.count("wrong password, no such account") == 3
+
+
+def test_sites_says_what_each_site_offers(testbed: Testbed) -> None:
+    """`orchestrator sites` logs in everywhere and lists the datasets."""
+    shown = orchestrator("sites", testbed.sites_file)
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.count("ai4i (600 rows)") == 3
+
+
+def test_the_operator_sees_the_site_its_accounts_and_its_log(
+    testbed: Testbed, undisturbed: dict[str, Any]
+) -> None:
+    """Status, accounts, plans in plain words, a log that verifies: beside the running site."""
+    config = ("--config", str(testbed.config_file("factory-1")))
+    assert json.loads(run_datasite("status", "--json", *config))["status"] == "ONLINE"
+    accounts = {a["email"] for a in json.loads(run_datasite("users", "list", "--json", *config))}
+    assert accounts == {OPERATOR, RESEARCHER}
+    plan_id = plan_of(testbed, "factory-1", "undisturbed")
+    words = run_datasite("plans", "show", plan_id[:12], *config)
+    assert "APPROVED: by the site's rule \"the testbed's own researcher\"" in words
+    assert "all as they were written" in run_datasite("audit", "verify", *config)
+
+
+def test_a_plain_pysyft_client_sees_the_mock_and_not_the_rows(testbed: Testbed) -> None:
+    """`sy.login` with nothing of ours shows the dataset, its schema and its mock, and no row."""
+    import syft  # noqa: PLC0415 - takes seconds
+
+    site = testbed.sites()[0]
+    password = (testbed.folder / "researcher.password").read_text(encoding="utf-8").strip()
+    client = syft.login(url=site.url, email=RESEARCHER, password=password)
+    dataset = client.datasets.get_all()[0]
+    assert dataset.name == "ai4i"
+    assert "Air temperature [K]" in dataset.description.text
+    mock = dataset.assets[0].mock
+    assert list(mock.columns)[-1] == "Machine failure"
+    assert len(mock) == 100
+    assert not hasattr(dataset.assets[0].data, "columns")
+
+
+def test_a_killed_site_comes_back_with_its_data_and_accounts(
+    testbed: Testbed, tmp_path: Path
+) -> None:
+    """SIGKILL on a site, `testbed up`, and an experiment runs over all three again."""
+    victim = testbed.sites()[1].process()
+    assert victim is not None
+    victim.kill()
+    victim.wait(timeout=10)
+    testbed.up(3)
+    run = orchestrator("run", write_experiment(tmp_path, testbed, rounds=1))
+    assert run.returncode == 0, run.stderr
+
+
+def processes_of(folder: Path) -> list[int]:
+    """Give every process whose command names `folder`."""
+    return [
+        process.pid
+        for process in psutil.process_iter(["cmdline"])
+        if any(str(folder) in argument for argument in process.info["cmdline"] or [])
+    ]
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [pytest.param("starting", id="while-starting"), pytest.param("round", id="while-training")],
+)
+def test_an_interrupted_demo_leaves_no_process(tmp_path: Path, moment: str) -> None:
+    """Ctrl-C, whenever it comes, takes every site down with it."""
+    place = tmp_path / "demo"
+    demo = start_orchestrator(
+        *("testbed", "demo", "--sites", "1", "--rounds", "200"),
+        *("--folder", place, "--runs", tmp_path / "runs"),
+    )
+    code, errors = signal_after(demo, signal.SIGINT, lambda line: line.startswith(moment))
+    assert (code, "Traceback" in errors) == (130, False), errors
+    assert processes_of(place) == []
