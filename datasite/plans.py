@@ -7,24 +7,33 @@ Every request names its plan; the plan's researcher, code, dataset and settings 
 must be approved and not expired at that moment.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from sqlalchemy import Row, select
-from sqlalchemy.orm import Session
+from sqlalchemy import select
 
 from core.codehash import installed_code_hash
 from core.exceptions import PlanError
-from core.messages import EvaluateRequest, PlanDecision, PlanProposal, TrainRequest
 from core.plans import PlanStatus
 from datasite import audit
-from datasite.caller import Caller
-from datasite.configuration import Decision, Rule
-from datasite.ledger import Ledger, PlanRow, now
+from datasite.configuration import Decision
+from datasite.ledger import PlanRow, now
+
+if TYPE_CHECKING:  # at run time they would bring PyTorch with them, which a command can do without
+    from collections.abc import Sequence
+
+    from sqlalchemy import Row
+    from sqlalchemy.orm import Session
+
+    from core.messages import EvaluateRequest, PlanDecision, PlanProposal, TrainRequest
+    from datasite.caller import Caller
+    from datasite.configuration import Rule
+    from datasite.ledger import Ledger
 
 _MOVES = {
     PlanStatus.APPROVED: PlanStatus.WAITING,
@@ -54,9 +63,12 @@ class Plan:
 
     def decision(self) -> PlanDecision:
         """Give what the researcher is told."""
-        return PlanDecision(
-            kind="plan", plan_id=self.plan_id, status=self.status.name, reason=self.reason
-        )
+        return {
+            "kind": "plan",
+            "plan_id": self.plan_id,
+            "status": self.status.name,
+            "reason": self.reason,
+        }
 
 
 class Plans:

@@ -1,21 +1,28 @@
 """The site's datasets: checked on the way in, kept as Parquet in the private folder, versioned."""
 
+from __future__ import annotations
+
 import hashlib
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-from sqlalchemy import Row, Text, cast, func, select
-from sqlalchemy.orm import Session
+from sqlalchemy import Text, cast, func, select
 
 from core.exceptions import DataError, DataSiteError
 from core.schema import DataSchema
 from datasite import audit
-from datasite.data.table import load_table
-from datasite.ledger import DatasetRow, Ledger, now
+from datasite.ledger import DatasetRow, now
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pandas as pd
+    from sqlalchemy import Row
+    from sqlalchemy.orm import Session
+
+    from datasite.ledger import Ledger
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +70,8 @@ class Registry:
             DataError: The data break the schema, or `name` is registered already; nothing is kept.
         """
         self._require_free(name)
+        from datasite.data.table import load_table  # noqa: PLC0415 - pandas, for this alone
+
         table = load_table(file, schema)
         with ExitStack() as undo:
             with self._ledger.write() as session:  # from here on nobody else can take the name

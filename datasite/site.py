@@ -47,10 +47,11 @@ from core.schema import DataSchema
 from core.version import VERSION
 from datasite import audit
 from datasite.caller import Caller
-from datasite.configuration import SiteConfig, open_state
+from datasite.configuration import SiteConfig
 from datasite.failures import as_failure
 from datasite.ledger import Ledger
 from datasite.plans import Plan, Plans
+from datasite.records import OPERATOR, Records
 from datasite.registry import Dataset, Registry
 from datasite.release import released
 from datasite.replies import Replies, StoredReply
@@ -59,9 +60,6 @@ from datasite.training.objectives import available_algorithms
 from datasite.training.work import Job
 
 WorkRequest = TrainRequest | EvaluateRequest | StatisticsRequest
-
-OPERATOR = "operator"
-"""Who did it, in the audit log, when it was somebody with access to the site's files."""
 
 
 class LocalTraining(BaseModel):
@@ -107,26 +105,15 @@ class FactoryDataSite(DataSiteInterface):
         self.open(parse(config, SiteConfig, source="site configuration"))
 
     def open(self, config: SiteConfig) -> None:
-        """Open the kept state and start the trainer."""
-        self.open_state(config)
-        self._trainer = self._start_trainer(config)
-        self._opened.callback(self._trainer.close)
-
-    def open_state(self, config: SiteConfig) -> None:
-        """Open the kept state only: enough for the operator's commands beside a running site."""
+        """Open the kept records and start the trainer."""
         self.close()
         self.config = config
-        state = open_state(config)
-        self.ledger = Ledger(state / "ledger.db", site_id=config.site_id)
-        self._opened.callback(self.ledger.close)
-        self.registry = Registry(self.ledger, state / "data", site_id=config.site_id)
-        self.plans = Plans(
-            self.ledger,
-            policy=config.policy,
-            plan_days=config.plan_days,
-            site_id=config.site_id,
-        )
+        records = Records.open(config)
+        self._opened.callback(records.ledger.close)
+        self.ledger, self.registry, self.plans = records.ledger, records.registry, records.plans
         self._replies = Replies(self.ledger)
+        self._trainer = self._start_trainer(config)
+        self._opened.callback(self._trainer.close)
 
     def close(self) -> None:
         """End the trainer and close the ledger, as far as they were opened."""
@@ -300,7 +287,7 @@ class FactoryDataSite(DataSiteInterface):
     def _perform(self, job: Job, request: bytes, message: WorkRequest) -> tuple[Message, bytes]:
         """Have the trainer do it; what may leave the site. Called with `_working` held."""
         if self._trainer is None:
-            raise DataSiteError(f"{self.config.site_id}: the site's trainer is not started")
+            raise DataSiteError(f"{self.config.site_id}: the site is closed")
         deadline_s = self.config.training.deadline_s
         if message["kind"] != "statistics":
             deadline_s = min(deadline_s, message["deadline_s"])

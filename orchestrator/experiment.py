@@ -81,7 +81,11 @@ class ExperimentOrchestrator(OrchestratorInterface):
             try:
                 self._run(experiment_id, config)
             except KeyboardInterrupt:
-                self._move(experiment_id, ExperimentStatus.CANCELLED, "stopped by the user")
+                self._move(
+                    experiment_id,
+                    ExperimentStatus.CANCELLED,
+                    f"stopped; to go on: orchestrator resume {experiment_id}",
+                )
                 raise
             except FederatedLearningError as exc:
                 self._move(experiment_id, ExperimentStatus.FAILED, str(exc))

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -276,11 +277,23 @@ def test_the_nine_public_errors_catch_every_error() -> None:
 def test_importing_a_command_is_quick(module: str) -> None:
     """PySyft takes seconds and PyTorch one; `--help` must wait for neither."""
     slow = ("syft", "torch", "pandas", "sqlalchemy", "httpx", "pydantic")
-    script = f"import sys, {module}; print([m for m in {slow!r} if m in sys.modules])"
+    assert imported_with(module, slow) == []
+
+
+def test_the_operators_commands_do_without_pytorch_and_pandas() -> None:
+    """To list or approve a plan reads a few rows; it must not load a training stack for them."""
+    assert imported_with("datasite.records", ("syft", "torch", "pandas", "fastapi")) == []
+
+
+def imported_with(module: str, slow: tuple[str, ...]) -> list[str]:
+    """Give which of `slow` a fresh process has loaded once it imported `module`."""
+    loaded = f"[m for m in {slow!r} if m in sys.modules]"
+    script = f"import json, sys, {module}; print(json.dumps({loaded}))"
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == "[]"
+    found: list[str] = json.loads(done.stdout)
+    return found
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import typer
 
 from core.commands import echo_json, echo_table
 from datasite.cli.foreign import plain
-from datasite.cli.options import AsJson, ConfigFile, open_site
+from datasite.cli.options import AsJson, ConfigFile, open_records
 
 app = typer.Typer(help="Read and check the audit log.", no_args_is_help=True)
 
@@ -27,7 +27,7 @@ def show(
     from datasite import audit
     from datasite.ledger import AuditRow
 
-    with open_site(config).ledger.read() as session:
+    with open_records(config).ledger.read() as session:
         newest = session.scalars(select(AuditRow).order_by(AuditRow.seq.desc()).limit(last))
         rows = [audit.as_json(row) for row in newest][::-1]
     if as_json:
@@ -61,6 +61,6 @@ def verify(config: ConfigFile) -> None:
     """
     from datasite import audit
 
-    with open_site(config).ledger.read() as session:
+    with open_records(config).ledger.read() as session:
         count, head = audit.verify(session)
     typer.echo(f"{count} entries, all as they were written; newest hash {head}")

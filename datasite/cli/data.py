@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from core.commands import echo_json, echo_table
-from datasite.cli.options import AsJson, ConfigFile, load, open_site
+from datasite.cli.options import AsJson, ConfigFile, load, open_records
 
 if TYPE_CHECKING:
     from core.schema import DataSchema
@@ -46,8 +46,9 @@ def register(file: DataFile, schema: SchemaFile, name: Name, config: ConfigFile)
 
     Example: datasite data register press.csv --schema press.yaml --name press -c site.yaml
     """
-    site = open_site(config)
-    dataset = site.registry.register(file, _schema(schema), name=name, who="operator")
+    dataset = open_records(config).registry.register(
+        file, _schema(schema), name=name, who="operator"
+    )
     published = _publish(config)
     typer.echo(
         f"registered {dataset.name!r}, version {dataset.version}: {dataset.rows:,} rows, "
@@ -62,7 +63,7 @@ def list_(config: ConfigFile, as_json: AsJson = False) -> None:
 
     Example: datasite data list -c site.yaml
     """
-    datasets = open_site(config).registry.current()
+    datasets = open_records(config).registry.current()
     if as_json:
         echo_json(
             [
@@ -94,7 +95,7 @@ def remove(
 
     Example: datasite data remove press -c site.yaml
     """
-    open_site(config).registry.remove(name, who="operator")
+    open_records(config).registry.remove(name, who="operator")
     _publish(config)
     typer.echo(f"removed {name!r}")
 

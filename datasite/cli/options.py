@@ -7,7 +7,7 @@ import typer
 
 if TYPE_CHECKING:
     from datasite.configuration import SiteConfig
-    from datasite.site import FactoryDataSite
+    from datasite.records import Records
 
 ConfigFile = Annotated[
     Path,
@@ -26,10 +26,8 @@ def load(path: Path) -> "SiteConfig":
     return load_site_config(path)
 
 
-def open_site(path: Path) -> "FactoryDataSite":
+def open_records(path: Path) -> "Records":
     """Open the site's records, beside the running site or without it."""
-    from datasite.site import FactoryDataSite
+    from datasite.records import Records
 
-    site = FactoryDataSite()
-    site.open_state(load(path))
-    return site
+    return Records.open(load(path))

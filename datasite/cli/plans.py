@@ -7,7 +7,7 @@ import typer
 from core.commands import echo_json, echo_table
 from core.plans import PlanStatus
 from datasite.cli.foreign import plain
-from datasite.cli.options import AsJson, ConfigFile, Reason, open_site
+from datasite.cli.options import AsJson, ConfigFile, Reason, open_records
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,7 +25,7 @@ def list_(config: ConfigFile, as_json: AsJson = False) -> None:
 
     Example: datasite plans list -c site.yaml
     """
-    plans = open_site(config).plans.all()
+    plans = open_records(config).plans.all()
     if as_json:
         echo_json([_as_json(plan) for plan in plans])
         return
@@ -53,7 +53,7 @@ def show(plan_id: PlanId, config: ConfigFile, as_json: AsJson = False) -> None:
 
     Example: datasite plans show 3f2a -c site.yaml
     """
-    plan = open_site(config).plans.find(plan_id)
+    plan = open_records(config).plans.find(plan_id)
     if as_json:
         echo_json(_as_json(plan))
     else:
@@ -96,7 +96,7 @@ def revoke(
 
 
 def _decide(config: "Path", plan_id: str, status: PlanStatus, reason: str) -> None:
-    plan = open_site(config).plans.decide(plan_id, status, reason=reason, by="operator")
+    plan = open_records(config).plans.decide(plan_id, status, reason=reason, by="operator")
     typer.echo(f"plan {plan.plan_id[:12]} is {plan.status.name}: {plan.reason}")
 
 

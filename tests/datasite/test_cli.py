@@ -14,7 +14,16 @@ from typing import Any
 import pytest
 import yaml
 from loguru import logger
-from sites import RESEARCHER, SCHEMA, ask, evaluate_request, proposal, site_settings, write_table
+from sites import (
+    RESEARCHER,
+    SCHEMA,
+    ask,
+    evaluate_request,
+    inline,
+    proposal,
+    site_settings,
+    write_table,
+)
 
 from datasite.cli import main
 from datasite.configuration import load_site_config
@@ -99,8 +108,8 @@ def registered(datasite: Command, config: Path, schema: Path, tmp_path: Path) ->
 
 def asked(config: Path, message: dict[str, Any]) -> dict[str, Any]:
     """Ask the site as the researcher, beside the operator's commands."""
-    site = FactoryDataSite()
-    site.open_state(load_site_config(config))
+    site = FactoryDataSite(inline)
+    site.open(load_site_config(config))
     try:
         return ask(site, message, RESEARCHER)
     finally:

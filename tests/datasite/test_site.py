@@ -771,18 +771,6 @@ def test_a_damaged_ledger_is_answered_with_a_failure(site: FactoryDataSite, tmp_
     assert "the ledger cannot be used" in message
 
 
-def test_opening_the_state_alone_cannot_train(site: FactoryDataSite, tmp_path: Path) -> None:
-    """The operator's commands open the records beside a running site, and no trainer."""
-    beside = FactoryDataSite()
-    beside.open_state(site.config)
-    try:
-        error, message = error_of(ask(beside, train_request(planned(beside))))
-    finally:
-        beside.close()
-    assert error == "DataSiteError"
-    assert "trainer is not started" in message
-
-
 def test_closing_a_site_that_was_never_opened_does_nothing() -> None:
     """What failed while it opened can be closed like the rest."""
     site = FactoryDataSite()
