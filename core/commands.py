@@ -1,6 +1,5 @@
 """What the two commands share: how they end, how they log, how they print lists."""
 
-import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any, NoReturn
@@ -23,7 +22,7 @@ def run(app: typer.Typer) -> NoReturn:
     sys.exit(_exit_code(app))
 
 
-def _exit_code(app: typer.Typer) -> int:  # noqa: PLR0911 - one for each way to end
+def _exit_code(app: typer.Typer) -> int:
     try:
         result = app(standalone_mode=False)
     except click.exceptions.Exit as exc:
@@ -37,9 +36,6 @@ def _exit_code(app: typer.Typer) -> int:  # noqa: PLR0911 - one for each way to 
     except (KeyboardInterrupt, click.exceptions.Abort):
         _complain("interrupted")
         return _INTERRUPTED
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as exc:  # noqa: BLE001 - the last line: a person gets a word, the log the rest
         from loguru import logger  # noqa: PLC0415 - only when it is needed
 

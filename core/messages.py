@@ -23,6 +23,9 @@ _STRICT = ConfigDict(arbitrary_types_allowed=True, extra="forbid", strict=True)
 Count = Annotated[int, Field(ge=0, le=2**53)]
 """Beyond 2^53 a float is no longer exact, and sums over sites would leave 64 bits."""
 
+Text = Annotated[str, Field(max_length=256)]
+"""A name or an id: what is kept in ledgers and shown on screens has a bound."""
+
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 
@@ -31,16 +34,16 @@ Positive = Annotated[float, Field(gt=0.0)]
 class ModelSpec(TypedDict):
     """Which model to build: a `ModelType` value and its constructor's options."""
 
-    type: str
-    options: dict[str, int]
+    type: Text
+    options: Annotated[dict[Text, int], Field(max_length=64)]
 
 
 @with_config(_STRICT)
 class AlgorithmSpec(TypedDict):
     """Which local objective to minimise: a `FederatedAlgorithm` value and its hyper-parameters."""
 
-    name: str
-    hyperparameters: dict[str, float]
+    name: Text
+    hyperparameters: Annotated[dict[Text, float], Field(max_length=64)]
 
 
 @with_config(_STRICT)
@@ -50,7 +53,7 @@ class TrainingSettings(TypedDict):
     local_epochs: Annotated[int, Field(ge=1)]
     batch_size: Annotated[int, Field(ge=1)]
     learning_rate: Positive
-    optimizer: str
+    optimizer: Text
     momentum: Fraction
     weight_decay: Annotated[float, Field(ge=0.0)]
     gradient_clip: Positive | None
@@ -92,7 +95,7 @@ class DatasetDescription(TypedDict):
     `schema` is the JSON form of `core.schema.DataSchema`.
     """
 
-    name: str
+    name: Text
     version: Annotated[int, Field(ge=1)]
     rows: Count
     schema: dict[str, object]
@@ -110,7 +113,7 @@ class SiteDescription(TypedDict):
     datasite_id: str
     status: str
     version: str
-    code_hash: str
+    code_hash: Text
     models: list[str]
     algorithms: list[str]
     datasets: list[DatasetDescription]
@@ -125,16 +128,16 @@ class PlanProposal(TypedDict):
     """
 
     kind: Literal["propose"]
-    run_id: str
-    dataset: str
+    run_id: Text
+    dataset: Text
     dataset_version: Annotated[int, Field(ge=1)]
     model: ModelSpec
     algorithm: AlgorithmSpec
     training: TrainingSettings
     split: SplitSettings
-    privacy_level: str
+    privacy_level: Text
     rounds: Annotated[int, Field(ge=1)]
-    code_hash: str
+    code_hash: Text
 
 
 @with_config(_STRICT)
@@ -142,7 +145,7 @@ class PlanQuery(TypedDict):
     """What has become of this plan?"""
 
     kind: Literal["plan_status"]
-    plan_id: str
+    plan_id: Text
 
 
 @with_config(_STRICT)
@@ -150,24 +153,24 @@ class PlanDecision(TypedDict):
     """Where a plan stands, as a `core.plans.PlanStatus` name, and the reason given."""
 
     kind: Literal["plan"]
-    plan_id: str
+    plan_id: Text
     status: str
     reason: str
 
 
 @with_config(_STRICT)
 class StatisticsRequest(TypedDict):
-    """Sums over the training part of the plan's dataset, to agree on one preprocessing."""
+    """Sums over the plan's dataset, to agree on one preprocessing."""
 
     kind: Literal["statistics"]
-    plan_id: str
+    plan_id: Text
 
 
 @with_config(_STRICT)
 class SensorStatistics(TypedDict):
-    """Answer to `StatisticsRequest`: sums over the training rows, one number for each feature.
+    """Answer to `StatisticsRequest`: one number for each feature, values clamped to their ranges.
 
-    Values are clamped to the schema's ranges first.
+    Over all rows whatever the plan's split, so that the sums of two plans cannot differ by a row.
     """
 
     kind: Literal["sensor_statistics"]
@@ -187,7 +190,7 @@ class TrainRequest(TypedDict):
     """
 
     kind: Literal["train"]
-    plan_id: str
+    plan_id: Text
     round_num: Count
     seed: Count
     model: ModelSpec
@@ -221,7 +224,7 @@ class EvaluateRequest(TypedDict):
     """Score `parameters` on the site's validation and test parts."""
 
     kind: Literal["evaluate"]
-    plan_id: str
+    plan_id: Text
     round_num: Count
     model: ModelSpec
     preprocessing: Preprocessing

@@ -29,6 +29,7 @@ MAX_MESSAGE_BYTES = 2**31
 _LENGTH_BYTES = 8
 _METADATA = "__metadata__"
 _MESSAGE = "message"
+_TENSOR_KEYS = {"dtype", "shape", "data_offsets"}
 _PARAMETERS = "parameters"
 _KINDS_WITH_PARAMETERS = frozenset({"train", "update", "evaluate"})
 
@@ -116,9 +117,10 @@ def _read_fields(blob: bytes) -> dict[str, Any]:
                 f"the message is of version {version!r}, this side speaks {VERSION!r}; "
                 "install the same release at the site and at the orchestrator"
             )
+        _require_known(header, envelope)
         fields = envelope["fields"]
         _require_plain(fields)
-    except (ValueError, KeyError, TypeError, RecursionError) as exc:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise ProtocolError("not a message: its header cannot be read") from exc
     if not isinstance(fields, dict) or _PARAMETERS in fields:
         raise ProtocolError("not a message: its header holds no plain fields")
@@ -133,6 +135,22 @@ def _require_size(blob: bytes) -> int:
     if header_bytes > min(MAX_HEADER_BYTES, len(blob) - _LENGTH_BYTES):
         raise ProtocolError(f"not a message: its header claims {header_bytes} bytes")
     return header_bytes
+
+
+def _require_known(header: dict[str, Any], envelope: dict[str, Any]) -> None:
+    """Do nothing when the header holds what `encode` writes and no more: it is no place to hide in.
+
+    Raises:
+        ValueError: It holds more.
+    """
+    tensors = [entry for name, entry in header.items() if name != _METADATA]
+    if (
+        header[_METADATA].keys() != {_MESSAGE}
+        or envelope.keys() != {"version", "fields"}
+        or any(tensor.keys() != _TENSOR_KEYS for tensor in tensors)
+    ):
+        message = "unknown keys"
+        raise ValueError(message)
 
 
 def _require_plain(fields: object) -> None:

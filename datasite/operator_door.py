@@ -258,20 +258,25 @@ class OperatorDoor:
         return _NAMES.validate_json(self._ask("POST", "/publish"))
 
     def _ask(self, method: str, path: str, body: Mapping[str, str] | None = None) -> bytes:
+        if not self.is_running():  # asked first: httpcore leaks the socket of a refused connection
+            raise self._not_running("no answer")
         try:
             response = self._client.request(method, path, json=body)
         except httpx.ConnectError as exc:
-            message = (
-                f"{self._site_id} is not running ({self._path}: {exc}): start it with "
-                "'datasite serve --config ...'"
-            )
-            raise DataSiteError(message, site_id=self._site_id) from exc
+            raise self._not_running(str(exc)) from exc
         except httpx.TransportError as exc:
             message = f"{self._site_id} did not finish '{method} {path}' ({exc}); see its log"
             raise DataSiteError(message, site_id=self._site_id) from exc
         if response.is_success:
             return response.content
         raise self._error_in(response)
+
+    def _not_running(self, why: str) -> DataSiteError:
+        return DataSiteError(
+            f"{self._site_id} is not running ({self._path}: {why}): start it with "
+            "'datasite serve --config ...'",
+            site_id=self._site_id,
+        )
 
     def _error_in(self, response: httpx.Response) -> FederatedLearningError:
         try:

@@ -239,6 +239,8 @@ class Plans:
         self, session: Session, row: PlanRow, status: PlanStatus, *, reason: str, by: str
     ) -> None:
         row.status, row.reason, row.decided_by, row.decided_at = status.name, reason, by, now()
+        if status is PlanStatus.APPROVED:
+            row.expires_at = (datetime.now(UTC) + self._lifetime).isoformat()
         self._audit(session, row, who=by, action=f"plan {status.name.lower()}")
 
     def _audit(self, session: Session, row: PlanRow, *, who: str, action: str) -> None:

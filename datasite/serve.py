@@ -98,8 +98,12 @@ def _as_published(dataset: Dataset) -> PublishedDataset:
 
 
 def _note_refusal(site: FactoryDataSite, email: str, path: str) -> None:
+    """Write down what an account was refused; a stranger, who could fill the ledger, is logged."""
+    if not email:
+        logger.warning("refused {} to a stranger", path)
+        return
     entry = audit.Entry(
-        who=email or "a stranger",
+        who=email,
         action="call refused",
         outcome="SecurityError",
         detail={"path": path},

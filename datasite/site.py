@@ -7,8 +7,8 @@ It knows nothing of PySyft: `datasite.server` carries the bytes and says who cal
 
 import hashlib
 import threading
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,6 +24,7 @@ from core.exceptions import (
     DataSiteError,
     FederatedLearningError,
     PlanError,
+    SiteBusyError,
 )
 from core.interfaces import DataSiteInterface, ModelInterface
 from core.messages import (
@@ -154,7 +155,7 @@ class FactoryDataSite(DataSiteInterface):
             deadline_s=local.deadline_s,
             parameters=global_model.get_parameters(),
         )
-        with self._working:
+        with self._turn(local.deadline_s):
             job = self._job(dataset, local.split)
             reply, _ = self._perform(job, wire.encode(request), request)
         self._audit(OPERATOR, "train locally", None, reply, {"dataset": dataset.name})
@@ -250,7 +251,7 @@ class FactoryDataSite(DataSiteInterface):
         job = self._job(dataset, agreed["split"])
         if message["kind"] == "train":
             return self._train(plan, job, message, request, caller)
-        with self._working:
+        with self._turn(self._allowed_s(message)):
             reply, encoded = self._perform(job, request, message)
         self._audit(caller.email, message["kind"], plan.plan_id, reply, _facts(message))
         return encoded
@@ -261,7 +262,7 @@ class FactoryDataSite(DataSiteInterface):
         """Train, or give the stored reply when this very request was answered before."""
         key = (plan.plan_id, message["round_num"], "train")
         sha256 = hashlib.sha256(request).hexdigest()
-        with self._working:
+        with self._turn(self._allowed_s(message)):
             stored = self._replies.find(*key, sha256)
             if stored is not None:
                 return stored
@@ -285,14 +286,34 @@ class FactoryDataSite(DataSiteInterface):
         return encoded
 
     def _perform(self, job: Job, request: bytes, message: WorkRequest) -> tuple[Message, bytes]:
-        """Have the trainer do it; what may leave the site. Called with `_working` held."""
+        """Have the trainer do it; what may leave the site. Called within `_turn`."""
         if self._trainer is None:
             raise DataSiteError(f"{self.config.site_id}: the site is closed")
-        deadline_s = self.config.training.deadline_s
-        if message["kind"] != "statistics":
-            deadline_s = min(deadline_s, message["deadline_s"])
-        reply = self._trainer.perform(job, request, deadline_s=deadline_s)
+        reply = self._trainer.perform(job, request, deadline_s=self._allowed_s(message))
         return released(reply, site_id=self.config.site_id), reply
+
+    def _allowed_s(self, message: WorkRequest) -> float:
+        """Give how long the request may take: the caller's deadline, within the site's own."""
+        most_s = self.config.training.deadline_s
+        return most_s if message["kind"] == "statistics" else min(most_s, message["deadline_s"])
+
+    @contextmanager
+    def _turn(self, deadline_s: float) -> Iterator[None]:
+        """Have the trainer to oneself: a site does one piece of work at a time.
+
+        Raises:
+            SiteBusyError: Another request had it for all of `deadline_s`.
+        """
+        if not self._working.acquire(timeout=deadline_s):
+            raise SiteBusyError(
+                f"{self.config.site_id}: busy with another request for {deadline_s:g} s; "
+                "try again later",
+                site_id=self.config.site_id,
+            )
+        try:
+            yield
+        finally:
+            self._working.release()
 
     def _job(self, dataset: Dataset, split: SplitSettings) -> Job:
         return Job(

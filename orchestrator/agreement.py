@@ -196,7 +196,7 @@ def wait_for_approval(
 def collect_statistics(
     fleet: Fleet, plan_ids: Mapping[str, str], participants: Sequence[str]
 ) -> Answers[SensorStatistics]:
-    """Ask the participants for the sums over their training rows."""
+    """Ask the participants for the sums over their rows."""
 
     def statistics(site_id: str) -> SensorStatistics:
         request = StatisticsRequest(kind="statistics", plan_id=plan_ids[site_id])
@@ -210,7 +210,7 @@ def agree_on_preprocessing(
 ) -> Preprocessing:
     """Give one scaler and one class weight from the sites' sums.
 
-    `mean` and `scale` are mean and standard deviation over all training rows of all sites; a
+    `mean` and `scale` are mean and standard deviation over all rows of the participants; a
     feature that never varies is only shifted.
 
     Raises:

@@ -9,6 +9,7 @@ import torch
 from core.enums import ModelType
 from core.exceptions import ConfigurationError
 from core.models.cnn import CNN
+from core.parameters import require_same_layout
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,6 +48,32 @@ def build_model(
         ConfigurationError: An unknown type or option, or a number out of range; every mistake is
             listed with what is possible.
     """
+    model = _without_values(spec, sensors, window_steps, classes)
+    model.to_empty(device="cpu")
+    model.initialise(torch.Generator().manual_seed(seed))
+    return model
+
+
+def load_model(
+    spec: ModelSpec, parameters: Parameters, *, sensors: int, window_steps: int, classes: int = 2
+) -> TorchModel:
+    """Build the model that `spec` names, with copies of `parameters` for its values.
+
+    The layout is compared before memory is taken: options of another size cost nothing.
+
+    Raises:
+        ConfigurationError: As `build_model`.
+        ModelError: `parameters` do not fit; the message names the tensor.
+    """
+    model = _without_values(spec, sensors, window_steps, classes)
+    require_same_layout(parameters, model.state_dict(), whose=type(model).__name__)
+    copies = {name: tensor.detach().clone() for name, tensor in parameters.items()}
+    model.load_state_dict(copies, assign=True)
+    return model
+
+
+def _without_values(spec: ModelSpec, sensors: int, window_steps: int, classes: int) -> TorchModel:
+    """Give the model on PyTorch's `meta` device, where tensors have a layout and no memory."""
     architecture = _architecture(spec["type"])
     mistakes = [
         *_size_mistakes(sensors=(sensors, 1), window_steps=(window_steps, 1), classes=(classes, 2)),
@@ -56,12 +83,9 @@ def build_model(
         raise ConfigurationError(f"model {spec['type']!r}: {'; '.join(mistakes)}")
     options = {name: option.default for name, option in architecture.OPTIONS.items()}
     with torch.device("meta"):
-        model = architecture(
+        return architecture(
             sensors=sensors, window_steps=window_steps, classes=classes, **options | spec["options"]
         )
-    model.to_empty(device="cpu")
-    model.initialise(torch.Generator().manual_seed(seed))
-    return model
 
 
 def initial_parameters(

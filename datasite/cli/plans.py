@@ -119,6 +119,8 @@ def _in_words(plan: "Plan") -> str:
     training, split = asked["training"], asked["split"]
     share = 1 - split["test"] - split["validation"]
     model = f"{asked['model']['type']} {asked['model']['options'] or ''}".rstrip()
+    settings = asked["algorithm"]["hyperparameters"]
+    algorithm = f"{asked['algorithm']['name']} {plain(str(settings or ''))}".rstrip()
     expired = " (EXPIRED)" if plan.is_expired else ""
     return f"""\
 Plan      {plan.plan_id}
@@ -129,15 +131,18 @@ Expires   {plan.expires_at[:19]}
 Data      {asked["dataset"]}, version {asked["dataset_version"]}: trains on {share:.0%} of the rows,
           chooses a threshold on {split["validation"]:.0%}, tests on {split["test"]:.0%}
 Model     {model}
-Training  {asked["algorithm"]["name"]}, {asked["rounds"]} rounds of {training["local_epochs"]} \
-epoch(s), batches of {training["batch_size"]},
-          {plain(training["optimizer"])} with learning rate {training["learning_rate"]:g}
+Training  {algorithm}, {asked["rounds"]} rounds of {training["local_epochs"]} epoch(s), \
+batches of {training["batch_size"]},
+          {plain(training["optimizer"])}: learning rate at most {training["learning_rate"]:g}, \
+momentum {training["momentum"]:g},
+          weight decay {training["weight_decay"]:g}, gradients clipped at \
+{training["gradient_clip"] or "no norm"}
 Code      the installed training code, {asked["code_hash"][:16]}
 
 Leaves the site in each round: the model's parameters after training here, the number of
 training windows, the mean training loss and the training time; and, for each evaluation,
 counts of scores by true label. Once, before round 0: per feature the sum and the sum of
-squares over the training rows, and the number of failures among them.
+squares over all rows, and the number of failures among them.
 Privacy level: {_LEVELS[asked["privacy_level"]]}"""
 
 

@@ -1,4 +1,8 @@
-"""Sums over windows, from which the orchestrator agrees one scaler for all sites."""
+"""Sums over a dataset's rows, from which the orchestrator agrees one scaler for all sites.
+
+Over all rows, whatever the split: if the sums followed a plan's split, two plans whose training
+parts differ by one row would tell that row exactly.
+"""
 
 from dataclasses import dataclass
 
@@ -15,7 +19,7 @@ class SensorSums:
         count: How many rows were summed.
         total: Sum of the values.
         total_of_squares: Sum of the squared values.
-        label_counts: Windows with label 0, windows with label 1.
+        label_counts: Rows with label 0, rows with label 1.
     """
 
     count: int
@@ -25,19 +29,16 @@ class SensorSums:
 
 
 def sum_statistics(x: Floats32, y: Integers) -> SensorSums:
-    """Sum windows in float64, so that the sums of sites add up to the sum over all sites.
-
-    Only the last step of each window is counted: consecutive windows overlap, and the sum over all
-    their steps would count most rows `window_steps` times.
+    """Sum rows in float64, so that the sums of sites add up to the sum over all sites.
 
     Args:
-        x: (n, window_steps, features), already within the schema's ranges.
-        y: (n,), 0 or 1.
+        x: (rows, features), already within the schema's ranges.
+        y: (rows,), 0 or 1.
     """
-    last = x[:, -1, :].astype(np.float64)
+    values = x.astype(np.float64)
     return SensorSums(
-        count=len(last),
-        total=last.sum(axis=0).tolist(),
-        total_of_squares=np.square(last).sum(axis=0).tolist(),
+        count=len(values),
+        total=values.sum(axis=0).tolist(),
+        total_of_squares=np.square(values).sum(axis=0).tolist(),
         label_counts=np.bincount(y, minlength=2).tolist(),
     )

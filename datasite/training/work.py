@@ -33,10 +33,11 @@ from core.messages import (
     SplitSettings,
     TrainRequest,
 )
-from core.models import TorchModel, build_model
+from core.models import TorchModel, load_model
 from core.parameters import require_finite
 from core.schema import DataSchema
 from core.seeds import derive_seed
+from datasite.data.features import make_features
 from datasite.data.statistics import sum_statistics
 from datasite.data.windows import Part, Parts, prepare_parts
 from datasite.registry import file_sha256
@@ -126,8 +127,8 @@ class Worker:
         )
 
     def _statistics(self, job: Job) -> SensorStatistics:
-        part = self._prepared(job).train
-        sums = sum_statistics(part.x, part.y)
+        rows = make_features(_read(job), DataSchema.model_validate(job["schema"]))
+        sums = sum_statistics(rows.x, rows.y)
         return SensorStatistics(
             kind="sensor_statistics",
             datasite_id=job["site_id"],
@@ -165,14 +166,18 @@ def _identity(job: Job) -> str:
 
 
 def _prepare(job: Job) -> Parts:
+    schema = DataSchema.model_validate(job["schema"])
+    return prepare_parts(_read(job), schema, job["split"], job["site_id"])
+
+
+def _read(job: Job) -> pd.DataFrame:
     path = Path(job["file"])
     if not path.exists() or file_sha256(path) != job["sha256"]:
         raise DataSiteError(
             f"{job['site_id']}: the registered data changed on disk since registration; "
             "the operator must remove and register them again"
         )
-    schema = DataSchema.model_validate(job["schema"])
-    return prepare_parts(pd.read_parquet(path), schema, job["split"], job["site_id"])
+    return pd.read_parquet(path)
 
 
 def _standardise(part: Part, preprocessing: Preprocessing) -> _Tensors:
@@ -187,9 +192,9 @@ def _standardise(part: Part, preprocessing: Preprocessing) -> _Tensors:
 
 def _build(request: TrainRequest | EvaluateRequest, inputs: torch.Tensor) -> TorchModel:
     _, window_steps, sensors = inputs.shape
-    model = build_model(request["model"], sensors=sensors, window_steps=window_steps)
-    model.set_parameters(request["parameters"])
-    return model
+    return load_model(
+        request["model"], request["parameters"], sensors=sensors, window_steps=window_steps
+    )
 
 
 def _update(

@@ -133,7 +133,7 @@ def one_bit_on(tensor: torch.Tensor) -> torch.Tensor:
     "other",
     [
         {"v": torch.tensor([1.0, 2.0])},
-        {"w": torch.tensor([1.0, 2.0], dtype=torch.float64)},
+        {"w": torch.tensor([1.0, 2.0]).view(torch.int32)},
         {"w": torch.tensor([[1.0, 2.0]])},
         {"w": one_bit_on(torch.tensor([1.0, 2.0]))},
         {"w": torch.tensor([1.0, 2.0]), "v": torch.zeros(0)},

@@ -83,6 +83,17 @@ def test_the_code_hash_changes_when_code_moves_from_one_module_to_the_next(
     assert hash_of(installation) != before
 
 
+def test_a_module_cannot_pass_for_two(installation: Path) -> None:
+    """Text that looks like the boundary between two files is text."""
+    (installation / "core" / "a.py").write_text("1\n")
+    (installation / "core" / "b.py").write_text("2\n")
+    apart = hash_of(installation)
+    (installation / "core" / "b.py").unlink()
+    for boundary in ("core/b.py\n", "core/b.py 2\n"):
+        (installation / "core" / "a.py").write_text(f"1\n{boundary}2\n")
+        assert hash_of(installation) != apart
+
+
 @pytest.mark.parametrize("module", ["orchestrator/c.py", "tests/d.py", "core/notes.txt"])
 def test_the_code_hash_is_that_of_the_training_code_alone(installation: Path, module: str) -> None:
     """A researcher's newer orchestrator does not void the plans of a site."""

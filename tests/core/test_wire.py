@@ -249,8 +249,9 @@ def test_decode_gives_what_encode_was_given(kind: str) -> None:
 
 def test_a_view_that_stands_for_its_negative_arrives_negated() -> None:
     """PyTorch may mark a view as negated and leave its bytes alone: the values travel."""
-    negated = torch.complex(torch.zeros(2), torch.ones(2)).conj().imag
+    negated = torch._neg_view(torch.ones(2))  # as the imaginary part of a conjugate is
     assert negated.is_neg()
+    assert negated.is_contiguous()
     sent = wire.decode(wire.encode(update(parameters={"w": negated})))
     assert cast("ClientUpdate", sent)["parameters"]["w"].tolist() == [-1.0, -1.0]
 
@@ -343,6 +344,7 @@ def test_every_flipped_bit_is_refused_or_gives_a_valid_message() -> None:
     assert refused > len(blob)
 
 
+DESCRIBE = f'{{"version": "{wire.VERSION}", "fields": {{"kind": "describe"}}}}'
 W = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
 UPDATE = {name: value for name, value in update().items() if name != "parameters"}
 
@@ -361,6 +363,9 @@ UPDATE = {name: value for name, value in update().items() if name != "parameters
         blob_saying([]),
         blob_saying({"kind": "unheard of"}),
         blob_saying({"kind": ["describe"]}),
+        blob_of({"__metadata__": {"message": DESCRIBE, "note": "a row"}}),
+        blob_of({"__metadata__": {"message": DESCRIBE[:-1] + ', "note": "a row"}'}}),
+        blob_saying(UPDATE, w={**W, "note": "a row"}) + b"\0" * 4,
         blob_saying({"kind": "describe", "more": 1}),
         blob_saying({"kind": "plan_status"}),
         blob_saying({"kind": "plan_status", "plan_id": 1}),
@@ -398,6 +403,9 @@ UPDATE = {name: value for name, value in update().items() if name != "parameters
         "message: a list",
         "kind: unknown",
         "kind: a list",
+        "smuggled: beside the envelope",
+        "smuggled: in the envelope",
+        "smuggled: beside a tensor",
         "field: extra",
         "field: missing",
         "field: wrong type",

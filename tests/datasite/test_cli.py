@@ -288,7 +288,8 @@ def test_a_plan_is_listed_and_shown_in_words(datasite: Command, registered: Path
         f"Asked by  {RESEARCHER.email}",
         "press, version 1: trains on 60% of the rows",
         "fedavg, 3 rounds of 1 epoch(s), batches of 16",
-        "sgd with learning rate 0.1",
+        "sgd: learning rate at most 0.1, momentum 0",
+        "gradients clipped at no norm",
         "Privacy level: none (no formal guarantee",
     ):
         assert words in shown

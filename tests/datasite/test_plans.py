@@ -160,6 +160,16 @@ def test_a_plan_expires_after_its_days(ledger: Ledger) -> None:
     assert not plan.is_expired
 
 
+def test_the_days_count_from_the_approval(ledger: Ledger) -> None:
+    """An operator who approves late gives the plan its whole time."""
+    plans = plans_of(ledger, plan_days=7)
+    add_row(ledger, "old")
+    with ledger.write() as session:
+        session.get_one(PlanRow, "old").expires_at = "2026-01-08T00:00:00+00:00"
+    approved = plans.decide("old", PlanStatus.APPROVED, reason="late", by="operator")
+    assert datetime.fromisoformat(approved.expires_at) > datetime.now(UTC) + timedelta(days=6)
+
+
 def test_plans_are_listed_oldest_first(ledger: Ledger) -> None:
     """In the order in which they were proposed."""
     plans = plans_of(ledger)

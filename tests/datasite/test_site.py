@@ -1,5 +1,6 @@
 """What a site answers: bytes in, bytes out, and a row in the audit log."""
 
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +17,9 @@ from sites import (
     PROBE,
     RESEARCHER,
     RIVAL,
+    ROWS,
     SCHEMA,
+    SPLIT,
     TRAIN_ROWS,
     TRAINING,
     ask,
@@ -305,12 +308,21 @@ def test_evaluation_gives_counts_of_each_part(site: FactoryDataSite) -> None:
         assert (sum(reply[part]["negatives"]), sum(reply[part]["positives"])) == (15, 5)
 
 
-def test_statistics_are_sums_over_the_training_part(site: FactoryDataSite) -> None:
-    """Of 100 rows 60 train, 45 and 15 by label; sums, and no row."""
+def test_statistics_are_sums_over_all_rows(site: FactoryDataSite) -> None:
+    """Of 100 rows 75 and 25 by label; sums, and no row."""
     reply = ask(site, {"kind": "statistics", "plan_id": planned(site)})
-    assert reply["count"] == TRAIN_ROWS
-    assert reply["label_counts"] == [45, 15]
+    assert reply["count"] == ROWS
+    assert reply["label_counts"] == [75, 25]
     assert len(reply["total"]) == len(reply["total_of_squares"]) == 2
+
+
+def test_the_statistics_of_two_splits_do_not_differ_by_a_row(site: FactoryDataSite) -> None:
+    """Sums that followed the split would tell a row by the difference of two plans."""
+    first, second = (
+        ask(site, {"kind": "statistics", "plan_id": planned(site, split={**SPLIT, "test": test})})
+        for test in (0.2, 0.21)
+    )
+    assert first == second
 
 
 @pytest.mark.parametrize("kind", ["train", "evaluate", "statistics"])
@@ -608,6 +620,38 @@ def test_a_reply_of_another_kind_does_not_leave(open_site: OpenSite, tmp_path: P
     error, message = error_of(ask(site, train_request(planned(site))))
     assert error == "SecurityError"
     assert SECRET not in message
+
+
+def test_a_model_far_larger_than_its_parameters_takes_no_memory(site: FactoryDataSite) -> None:
+    """Options for billions of parameters are compared with what came before anything is built."""
+    model = {"type": "cnn", "options": {"channels": 1024, "blocks": 32}}
+    plan_id = planned(site, model=model)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    error, _ = error_of(ask(site, train_request(plan_id, model=model)))
+    assert error == "ModelError"
+    # 32 blocks of 1024 x 1024 float32 would be 131,072 KiB.
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 65_536
+
+
+def test_a_request_that_never_gets_its_turn_is_told_that_the_site_is_busy(
+    open_site: OpenSite, tmp_path: Path
+) -> None:
+    """One piece of work at a time; the other waits as long as its deadline allows."""
+    told: list[tuple[str, str]] = []
+
+    class IsAsked(InlineTrainer):
+        """Has another request come in the middle of the work."""
+
+        def perform(self, job: Job, request: bytes, *, deadline_s: float) -> bytes:
+            told.append(error_of(ask(site, evaluate_request(plan_id, deadline_s=0.01))))
+            return super().perform(job, request, deadline_s=deadline_s)
+
+    site = open_site(lambda _config: IsAsked())
+    register(site, tmp_path)
+    plan_id = planned(site)
+    assert ask(site, train_request(plan_id))["kind"] == "update"
+    assert told[0][0] == "SiteBusyError"
+    assert "try again later" in told[0][1]
 
 
 @pytest.mark.parametrize("kind", ["train", "evaluate"])

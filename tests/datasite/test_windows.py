@@ -226,9 +226,9 @@ def test_windows_are_counted_within_machines() -> None:
     assert count_windows(np.array([5, 2, 3]), 3) == 4
 
 
-def test_sums_count_the_last_step_of_each_window() -> None:
-    """Two windows of two steps over two features end in (2, 3) and (4, 5)."""
-    x = np.array([[[9, 9], [2, 3]], [[9, 9], [4, 5]]], dtype=np.float32)
+def test_sums_are_over_the_rows_of_each_feature() -> None:
+    """Two rows of two features: (2, 3) and (4, 5)."""
+    x = np.array([[2, 3], [4, 5]], dtype=np.float32)
     sums = sum_statistics(x, np.array([0, 1]))
 
     assert sums.count == 2
@@ -239,7 +239,7 @@ def test_sums_count_the_last_step_of_each_window() -> None:
 
 def test_the_sums_of_two_halves_add_up_to_the_sums_of_all() -> None:
     """The law on which the federation's scaler rests."""
-    x = np.arange(60, dtype=np.float32).reshape(10, 2, 3)
+    x = np.arange(60, dtype=np.float32).reshape(10, 6)
     y = np.array([0, 1] * 5)
     whole, first, second = (sum_statistics(x[s], y[s]) for s in np.s_[:, :4, 4:])
 
