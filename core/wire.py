@@ -16,6 +16,7 @@ from typing import Annotated, Any, TypeGuard, TypeVar, get_args, get_type_hints
 import safetensors.torch
 from pydantic import Field, TypeAdapter, ValidationError
 
+from core import messages
 from core.exceptions import ModelError, ProtocolError
 from core.messages import Message, Parameters
 
@@ -79,13 +80,32 @@ def decode(blob: bytes) -> Message:
         raise ProtocolError(f"the tensors of the message cannot be read: {exc}") from exc
 
 
+def peek(blob: bytes) -> Message:
+    """Give the message without its tensors: `parameters`, where it has any, is empty.
+
+    For who decides on a message and passes its bytes on; whether the tensors can be read is found
+    out by who reads them.
+
+    Raises:
+        ProtocolError: The fields are not those of a message of this version.
+    """
+    fields = _read_fields(blob)
+    if fields.get("kind") in _KINDS_WITH_PARAMETERS:
+        fields[_PARAMETERS] = {}
+    try:
+        return _adapter().validate_python(fields)
+    except ValidationError as exc:
+        raise ProtocolError(f"not a valid message: {_first_mistake(exc)}") from exc
+
+
 def is_kind(message: Message, kind: type[M]) -> TypeGuard[M]:
     """Tell whether `message` is of the typed dictionary `kind`."""
-    return bool(message["kind"] == _kind_name(kind))
+    return bool(message["kind"] == _kind_name(kind.__name__))
 
 
-def _kind_name(kind: type) -> str:
-    return str(get_args(get_type_hints(kind)["kind"])[0])
+@cache
+def _kind_name(name: str) -> str:
+    return str(get_args(get_type_hints(getattr(messages, name))["kind"])[0])
 
 
 def _independent(tensors: Parameters) -> Parameters:

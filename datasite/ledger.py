@@ -6,13 +6,23 @@ without its audit row.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import JSON, ForeignKey, Index, LargeBinary, create_engine, event
+from sqlalchemy import (
+    JSON,
+    Connection,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    Row,
+    Select,
+    create_engine,
+    event,
+)
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
@@ -105,7 +115,8 @@ class Ledger:
         self._engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": 30})
         event.listen(self._engine, "connect", _configure)
         event.listen(self._engine, "begin", _begin)
-        self._writing = self._engine.execution_options(immediate=True)
+        self._writing = self._engine.execution_options(begin="BEGIN IMMEDIATE")
+        self._single = self._engine.execution_options(begin="")  # one query needs no transaction
         with self._translated():
             Table.metadata.create_all(self._writing)
 
@@ -114,6 +125,17 @@ class Ledger:
         """Give a session that sees one consistent state."""
         with self._translated(), Session(self._engine, expire_on_commit=False) as session:
             yield session
+
+    def rows(self, statement: Select[Any], **values: object) -> Sequence[Row[Any]]:
+        """Give the rows of one query of columns, without the cost of a session."""
+        with self._translated(), self._single.connect() as connection:
+            return connection.execute(statement, values).all()
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """Give a connection that writes, all or nothing as `write`, without a session's cost."""
+        with self._translated(), self._writing.begin() as connection:
+            yield connection
 
     @contextmanager
     def write(self) -> Iterator[Session]:
@@ -155,5 +177,6 @@ def _configure(connection: Any, _record: Any) -> None:  # noqa: ANN401 - SQLAlch
 
 
 def _begin(connection: Any) -> None:  # noqa: ANN401 - SQLAlchemy's hook
-    immediate = connection.get_execution_options().get("immediate", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+    statement = connection.get_execution_options().get("begin", "BEGIN")
+    if statement:
+        connection.exec_driver_sql(statement)

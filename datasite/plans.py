@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, cast
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 
 from core.codehash import installed_code_hash
 from core.exceptions import PlanError
@@ -171,8 +171,7 @@ class Plans:
         Raises:
             PlanError: Unknown, or somebody else's (the same text for both).
         """
-        with self._ledger.read() as session:
-            row = session.execute(_COLUMNS.where(PlanRow.plan_id == plan_id)).first()
+        row = next(iter(self._ledger.rows(_BY_ID, plan_id=plan_id)), None)
         if row is None or row.researcher != caller.email:
             raise PlanError(
                 f"{self._site_id}: {caller.email} has proposed no plan {plan_id[:12]!r} here",
@@ -246,7 +245,7 @@ class Plans:
     def _audit(self, session: Session, row: PlanRow, *, who: str, action: str) -> None:
         detail = {"run_id": row.proposal["run_id"], "reason": row.reason}
         entry = audit.Entry(who=who, action=action, plan_id=row.plan_id, detail=detail)
-        audit.append(session, entry)
+        audit.append(session.connection(), entry)
 
     def _require_installed_code(self, code_hash: str) -> None:
         if code_hash != installed_code_hash():
@@ -273,7 +272,7 @@ def _fits(rule: Rule, proposal: PlanProposal, researcher: str) -> bool:
     )
 
 
-_COLUMNS = select(*PlanRow.__table__.columns)
+_BY_ID = select(*PlanRow.__table__.columns).where(PlanRow.plan_id == bindparam("plan_id"))
 
 
 def _as_plan(row: PlanRow | Row[Any]) -> Plan:

@@ -84,8 +84,7 @@ class Registry:
 
     def current(self) -> list[Dataset]:
         """Give what is registered now, by name."""
-        with self._ledger.read() as session:
-            return [self._as_dataset(row) for row in session.execute(_CURRENT)]
+        return [self._as_dataset(row) for row in self._ledger.rows(_CURRENT)]
 
     def find(self, name: str, version: int | None = None) -> Dataset:
         """Give the dataset `name`, of `version` where one is named.
@@ -116,7 +115,9 @@ class Registry:
             row = session.get_one(DatasetRow, (dataset.name, dataset.version))
             row.removed_at = now()
             detail = {"dataset": name, "version": dataset.version}
-            audit.append(session, audit.Entry(who=who, action="data removed", detail=detail))
+            audit.append(
+                session.connection(), audit.Entry(who=who, action="data removed", detail=detail)
+            )
         dataset.file.unlink(missing_ok=True)
 
     def _require_free(self, name: str) -> None:
@@ -182,7 +183,9 @@ def _record(session: Session, dataset: Dataset, who: str) -> None:
     )
     session.add(row)
     detail = {"dataset": row.name, "version": row.version, "sha256": row.sha256}
-    audit.append(session, audit.Entry(who=who, action="data registered", detail=detail))
+    audit.append(
+        session.connection(), audit.Entry(who=who, action="data registered", detail=detail)
+    )
 
 
 _CURRENT = (

@@ -108,5 +108,5 @@ def _note_refusal(site: FactoryDataSite, email: str, path: str) -> None:
         outcome="SecurityError",
         detail={"path": path},
     )
-    with site.ledger.write() as session:
-        audit.append(session, entry)
+    with site.ledger.transaction() as connection:
+        audit.append(connection, entry)

@@ -157,11 +157,11 @@ class FactoryDataSite(DataSiteInterface):
         )
         with self._turn(local.deadline_s):
             job = self._job(dataset, local.split)
-            reply, _ = self._perform(job, wire.encode(request), request)
+            reply, encoded = self._perform(job, wire.encode(request), request)
         self._audit(OPERATOR, "train locally", None, reply, {"dataset": dataset.name})
         if reply["kind"] == "failure":
             raise DataSiteError(reply["message"], site_id=self.config.site_id)
-        return cast("dict[str, Any]", reply)
+        return cast("dict[str, Any]", wire.decode(encoded))
 
     def get_datasite_info(self) -> dict[str, Any]:
         """See `DataSiteInterface`; the fields of `core.messages.SiteDescription`."""
@@ -196,7 +196,7 @@ class FactoryDataSite(DataSiteInterface):
         hold data; the site's own log has the rest.
         """
         try:
-            message = wire.decode(request)
+            message = wire.peek(request)
         except FederatedLearningError as exc:
             return self._refuse(caller, "unreadable request", None, exc)
         try:
@@ -267,7 +267,7 @@ class FactoryDataSite(DataSiteInterface):
             if stored is not None:
                 return stored
             reply, encoded = self._perform(job, request, message)
-            with self.ledger.write() as session:
+            with self.ledger.transaction() as connection:
                 if reply["kind"] == "update":
                     plan_id, round_num, kind = key
                     stored_reply = StoredReply(
@@ -277,9 +277,9 @@ class FactoryDataSite(DataSiteInterface):
                         request_sha256=sha256,
                         reply=encoded,
                     )
-                    self._replies.keep(session, stored_reply)
+                    self._replies.keep(connection, stored_reply)
                 facts = {**_facts(message), "bytes_out": len(encoded)}
-                audit.append(session, _entry(caller.email, "train", plan.plan_id, reply, facts))
+                audit.append(connection, _entry(caller.email, "train", plan.plan_id, reply, facts))
         logger.bind(site_id=self.config.site_id, round_num=message["round_num"]).info(
             "round {}: {}", message["round_num"], _told(reply)
         )
@@ -327,8 +327,8 @@ class FactoryDataSite(DataSiteInterface):
     def _audit(
         self, who: str, action: str, plan_id: str | None, reply: Message, detail: dict[str, Any]
     ) -> None:
-        with self.ledger.write() as session:
-            audit.append(session, _entry(who, action, plan_id, reply, detail))
+        with self.ledger.transaction() as connection:
+            audit.append(connection, _entry(who, action, plan_id, reply, detail))
 
     def _refuse(
         self, caller: Caller, action: str, plan_id: str | None, error: FederatedLearningError

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from threading import Thread
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from loguru import logger
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
@@ -20,6 +21,9 @@ from orchestrator.communication.base import SiteCommunication
 from orchestrator.configuration import SiteAddress
 
 T = TypeVar("T")
+
+_Errand = tuple[Future[Any], Callable[[], Any]]
+"""What a site's thread is to do, and where what came of it goes."""
 
 _FIRST_WAIT_S = 0.2
 _LONGEST_WAIT_S = 5.0
@@ -64,6 +68,7 @@ class Fleet:
         self.communication = communication
         self._addresses = {site.site_id: site for site in sites}
         self._attempts = attempts
+        self._errands: dict[str, SimpleQueue[_Errand | None]] = {}
 
     @property
     def site_ids(self) -> list[str]:
@@ -81,7 +86,7 @@ class Fleet:
 
     def ask(self, site_ids: Iterable[str], question: Callable[[str], T]) -> Answers[T]:
         """Put `question` to each site in a thread of its own, and wait for all."""
-        futures = {site_id: self._start(question, site_id) for site_id in sorted(set(site_ids))}
+        futures = {site_id: self._put(question, site_id) for site_id in sorted(set(site_ids))}
         ok: dict[str, T] = {}
         failed: dict[str, FederatedLearningError] = {}
         for site_id, future in futures.items():
@@ -93,21 +98,23 @@ class Fleet:
 
     def close(self) -> None:
         """Disconnect from every site; requests under way are not waited for."""
+        for errands in self._errands.values():
+            errands.put(None)
+        self._errands.clear()
         for site_id in self.communication.connected:
             self.communication.disconnect_from_datasite(site_id)
 
-    def _start(self, question: Callable[[str], T], site_id: str) -> Future[T]:
+    def _put(self, question: Callable[[str], T], site_id: str) -> Future[T]:
+        """Hand `question` to the site's own thread, which is started with the first."""
+        if site_id not in self._errands:
+            self._errands[site_id] = SimpleQueue()
+            # A pool's threads are waited for at the end of the process: after Ctrl-C, for as long
+            # as the slowest site takes. A daemon is not.
+            Thread(
+                target=_run_errands, args=(self._errands[site_id],), name=site_id, daemon=True
+            ).start()
         future: Future[T] = Future()
-
-        def work() -> None:
-            try:
-                future.set_result(self._persistently(question, site_id))
-            except BaseException as exc:  # noqa: BLE001 - raised where the answer is read
-                future.set_exception(exc)
-
-        # A pool's threads are waited for at the end of the process: after Ctrl-C, for as long as
-        # the slowest site takes.
-        Thread(target=work, name=f"site {site_id}", daemon=True).start()
+        self._errands[site_id].put((future, lambda: self._persistently(question, site_id)))
         return future
 
     def _persistently(self, question: Callable[[str], T], site_id: str) -> T:
@@ -124,6 +131,15 @@ class Fleet:
             ),
         )
         return attempts(question, site_id)
+
+
+def _run_errands(errands: SimpleQueue[_Errand | None]) -> None:
+    while (errand := errands.get()) is not None:
+        future, work = errand
+        try:
+            future.set_result(work())
+        except BaseException as exc:  # noqa: BLE001 - raised where the answer is read
+            future.set_exception(exc)
 
 
 def _is_retryable(error: BaseException) -> bool:

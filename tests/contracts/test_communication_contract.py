@@ -1,15 +1,18 @@
 """What every `CommunicationInterface` promises, for each transport.
 
-A transport under contract is a `Line` to a site that answers each request with what it was given:
-the live one joins as a second parameter of `line`, marked `live`.
+A transport under contract is a `Line` to one and the same scripted site, called in memory or served
+by PySyft in a process of its own.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
+from scripted import SITE, ScriptedSite
+from site_process import SiteProcess
 
 from core import (
     CommunicationError,
@@ -21,10 +24,11 @@ from core import (
 )
 from core.exceptions import AuthenticationError, PlanError, ProtocolError
 from core.messages import ClientUpdate, DescribeRequest, Message, PlanDecision, PlanQuery
+from datasite.caller import Role
 from orchestrator.communication.base import SiteCommunication
+from orchestrator.communication.live import PySyftCommunication
 from orchestrator.communication.memory import MemoryCommunication
 
-SITE = "factory-1"
 GOOD = {"email": "researcher@lab.example.com", "password": "Researcher-of-the-lab-1"}
 
 CONFIG: dict[str, Any] = {
@@ -45,38 +49,6 @@ CONFIG: dict[str, Any] = {
     "preprocessing": {"mean": [0.0], "scale": [1.0], "positive_weight": 1.0},
     "deadline_s": 20.0,
 }
-
-
-class ScriptedSite:
-    """A site that trains by adding one, or answers what the test has laid ready."""
-
-    def __init__(self) -> None:
-        self.callers: list[str] = []
-        self.next_reply: bytes | None = None
-
-    def __call__(self, request: bytes, email: str) -> bytes:
-        """Answer one request."""
-        self.callers.append(email)
-        if self.next_reply is not None:
-            return self.next_reply
-        message = wire.decode(request)
-        if message["kind"] != "train":
-            raise AssertionError(message["kind"])
-        return wire.encode(
-            {
-                "kind": "update",
-                "datasite_id": SITE,
-                "round_num": message["round_num"],
-                "num_samples": 3,
-                "num_steps": 1,
-                "metrics": {"train_loss": 0.5},
-                "parameters": {name: t + 1 for name, t in message["parameters"].items()},
-            }
-        )
-
-    def will_answer(self, message: Message | bytes) -> None:
-        """Lay the answer to the next requests ready."""
-        self.next_reply = message if isinstance(message, bytes) else wire.encode(message)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,26 +76,61 @@ class Line:
         return self.communication.connect_to_datasite(self.url, {**self.good, **changes})
 
 
-def memory_line() -> Iterator[Line]:
+@pytest.fixture
+def memory_line(tmp_path: Path) -> Line:
     """Give a line within this process."""
-    site = ScriptedSite()
-    yield Line(
+    site = ScriptedSite(tmp_path)
+    return Line(
         communication=MemoryCommunication(
             {SITE: site}, passwords={GOOD["email"]: GOOD["password"]}
         ),
         url=f"memory://{SITE}",
         nowhere="memory://factory-99",
         good=GOOD,
-        bad={**GOOD, "password": "wrong"},
+        bad={**GOOD, "password": "Not-the-password-1"},
         site=site,
     )
 
 
-@pytest.fixture(params=[memory_line], ids=["memory"])
-def line(request: pytest.FixtureRequest) -> Iterator[Line]:
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SiteProcess]:
+    """Serve the scripted site by PySyft, with one researcher's account."""
+    folder = tmp_path_factory.mktemp("scripted")
+    script = Path(__file__).resolve().parents[1] / "scripted.py"
+    site = SiteProcess(folder / "state", folder / "site.log", script)
+    site.start()
+    with site.door() as door:
+        door.create_user(
+            email=GOOD["email"], name="R", password=GOOD["password"], role=Role.RESEARCHER
+        )
+    yield site
+    site.end()
+
+
+@pytest.fixture
+def live_line(served: SiteProcess) -> Iterator[Line]:
+    """Give a line over PySyft."""
+    communication = PySyftCommunication(connect_s=20)
+    yield Line(
+        communication=communication,
+        url=served.url,
+        nowhere="http://127.0.0.1:1",
+        good=GOOD,
+        bad={**GOOD, "password": "Not-the-password-1"},
+        site=ScriptedSite(served.state),
+    )
+    for site_id in communication.connected:
+        communication.disconnect_from_datasite(site_id)
+
+
+LIVE = [pytest.mark.live, pytest.mark.xdist_group("scripted")]
+
+
+@pytest.fixture(params=["memory_line", pytest.param("live_line", marks=LIVE)])
+def line(request: pytest.FixtureRequest) -> Line:
     """One transport after the other."""
-    open_line: Callable[[], Iterator[Line]] = request.param
-    yield from open_line()
+    found: Line = request.getfixturevalue(request.param)
+    return found
 
 
 @pytest.fixture

@@ -21,9 +21,9 @@ COPY_5_AS_6 = """INSERT INTO audit SELECT 6, at, who, action, plan_id, outcome, 
 def append(ledger: Ledger, count: int) -> None:
     """Write `count` rows."""
     for number in range(count):
-        with ledger.write() as session:
+        with ledger.transaction() as connection:
             entry = audit.Entry(who="r@lab.example.com", action="train", detail={"n": number})
-            audit.append(session, entry)
+            audit.append(connection, entry)
 
 
 def verify(ledger: Ledger) -> tuple[int, str]:
@@ -162,8 +162,8 @@ def test_what_fails_leaves_no_row(ledger: Ledger) -> None:
     """An entry is part of the transaction that it tells of."""
 
     def fail() -> None:
-        with ledger.write() as session:
-            audit.append(session, audit.Entry(who="x", action="train", detail={}))
+        with ledger.transaction() as connection:
+            audit.append(connection, audit.Entry(who="x", action="train", detail={}))
             raise ZeroDivisionError
 
     append(ledger, 1)
@@ -183,8 +183,9 @@ print("ready", flush=True)
 sys.stdin.read(1)
 ledger = Ledger(Path(sys.argv[1]), site_id="factory-1")
 for number in range(40):
-    with ledger.write() as session:
-        audit.append(session, audit.Entry(who=sys.argv[2], action="train", detail={{"n": number}}))
+    entry = audit.Entry(who=sys.argv[2], action="train", detail={{"n": number}})
+    with ledger.transaction() as connection:
+        audit.append(connection, entry)
 """
 
 

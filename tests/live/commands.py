@@ -1,29 +1,47 @@
-"""The two commands as a person runs them: in processes of their own."""
+"""The researcher's command as a person runs it."""
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from loguru import logger
 
+from orchestrator.cli.app import main
 from orchestrator.testbed.processes import Testbed
 
 
-def orchestrator(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run `orchestrator` to its end."""
-    return subprocess.run(
-        [sys.executable, "-m", "orchestrator", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        stdin=subprocess.DEVNULL,
-        timeout=150,
-    )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """How a command ended, and what it said."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def orchestrator(*arguments: str | Path) -> Ended:
+    """Run `orchestrator` to its end, in this process: PySyft takes seconds to import anew."""
+    out, err = io.StringIO(), io.StringIO()
+    kept = sys.argv
+    sys.argv = ["orchestrator", *map(str, arguments)]
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            main()
+    except SystemExit as exc:
+        code = int(exc.code or 0)
+    finally:
+        sys.argv = kept
+        logger.remove()  # it writes to a stream that ends here
+    return Ended(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
 
 
 def start_orchestrator(*arguments: str | Path) -> subprocess.Popen[str]:

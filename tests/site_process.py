@@ -20,8 +20,8 @@ from datasite.operator_door import OperatorDoor
 if TYPE_CHECKING:
     from orchestrator.communication.pysyft import PySyftCarrier
 
-_SCRIPT: Final = Path(__file__).resolve().with_name("echo_site.py")
-_ROOT: Final = _SCRIPT.parents[2]
+_TESTS: Final = Path(__file__).resolve().parent
+_ECHO: Final = _TESTS / "live" / "echo_site.py"
 _BOOT_S: Final = 90
 
 OPERATOR: Final = ("operator@factory-1.example.com", "operator-of-factory-1")
@@ -47,9 +47,16 @@ def free_port() -> int:
 
 
 class SiteProcess:
-    """An echoing site that can be stopped, killed, frozen and started again on its port."""
+    """A site that can be stopped, killed, frozen and started again on its port; it echoes.
 
-    def __init__(self, state: Path, log: Path) -> None:
+    Args:
+        state: Where the site keeps its state.
+        log: Where it writes what it has to say.
+        script: What runs it, if it is not to echo.
+    """
+
+    def __init__(self, state: Path, log: Path, script: Path = _ECHO) -> None:
+        self._script = script
         self.state = state
         self.log = log
         self.port = free_port()
@@ -68,12 +75,12 @@ class SiteProcess:
             self.process = subprocess.Popen(
                 [
                     sys.executable,
-                    str(Path(__file__).with_name("echo_site.py")),
+                    str(self._script),
                     json.dumps(options),
                 ],
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "PYTHONPATH": str(_ROOT)},
+                env={**os.environ, "PYTHONPATH": f"{_TESTS.parent}{os.pathsep}{_TESTS}"},
             )
         wait_until(self.answers, limit_s=_BOOT_S, what=f"the site answers; see {self.log}")
 
