@@ -16,7 +16,7 @@ demo: .venv/base ## Three live datasites, a federated run on sample data, a tabl
 	$(BIN)/orchestrator testbed demo
 
 test: .venv/dev ## All tests, with live PySyft servers among them, and the coverage
-	$(BIN)/pytest -n 3 --dist loadgroup --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
 
 lint: .venv/dev ## Format check, ruff, mypy --strict
 	$(BIN)/ruff format --check .

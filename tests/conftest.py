@@ -13,6 +13,11 @@ from orchestrator.testbed.presets import AI4I_SCHEMA
 from orchestrator.testbed.samples import write_samples
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the tests over live sites: they take longest, and others can run beside them."""
+    items.sort(key=lambda item: item.path.parent.name != "live")
+
+
 @pytest.fixture(scope="session")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Three small tables of AI4I-like data."""

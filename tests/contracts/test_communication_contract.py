@@ -123,10 +123,7 @@ def live_line(served: SiteProcess) -> Iterator[Line]:
         communication.disconnect_from_datasite(site_id)
 
 
-LIVE = [pytest.mark.live, pytest.mark.xdist_group("scripted")]
-
-
-@pytest.fixture(params=["memory_line", pytest.param("live_line", marks=LIVE)])
+@pytest.fixture(params=["memory_line", pytest.param("live_line", marks=pytest.mark.live)])
 def line(request: pytest.FixtureRequest) -> Line:
     """One transport after the other."""
     found: Line = request.getfixturevalue(request.param)

@@ -16,13 +16,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 from site_process import RESEARCHER, SiteProcess
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of one running site in one process, so that it is started once."""
-    for item in items:
-        if item.path.parent == Path(__file__).parent and not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group("edge"))
-
-
 @pytest.fixture(scope="session")
 def fresh_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SiteProcess]:
     """Give a site in its first boot, with no account but the operator's."""

@@ -21,7 +21,7 @@ from federations import Federation
 
 from orchestrator.testbed.processes import OPERATOR, RESEARCHER, Testbed, run_datasite
 
-pytestmark = [pytest.mark.live, pytest.mark.xdist_group("testbed")]
+pytestmark = pytest.mark.live
 
 
 def round_line(number: int) -> Callable[[str], bool]:
