@@ -78,6 +78,11 @@ def echo_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, empt
         typer.echo(line.rstrip())
 
 
+def echo_line(value: Any) -> None:  # noqa: ANN401 - whatever JSON can hold
+    """Print `value` as JSON on one line, as the last of several."""
+    typer.echo(as_json(value))
+
+
 def echo_json(value: Any) -> None:  # noqa: ANN401 - whatever JSON can hold
     """Print `value` as JSON."""
     typer.echo(as_json(value, indent=2))

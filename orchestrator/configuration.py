@@ -210,7 +210,8 @@ class ExperimentConfig(_Strict):
     """Everything in `experiment.yaml`.
 
     Attributes:
-        sites: Path of the sites file; a relative path starts at the current folder.
+        sites: Path of the sites file; a relative path starts at the current folder, and is kept
+            in full, so that a run can be resumed from another.
         dataset: The name under which every site has registered its data.
         participants: Which sites train: `all`, or a list of their names. All of them evaluate.
         min_sites: Fewest updates that make a round; by default every participant must answer.
@@ -221,7 +222,7 @@ class ExperimentConfig(_Strict):
     seed: int = Field(default=0, ge=0, le=_LARGEST_SEED)
     rounds: int = Field(ge=1)
     dataset: str = Field(min_length=1)
-    sites: Path
+    sites: Annotated[Path, AfterValidator(Path.absolute)]
     participants: Annotated[
         tuple[str, ...] | None, BeforeValidator(_names), AfterValidator(_each_once)
     ] = None

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from core.commands import Debug, configure_logging, echo_json, echo_table
+from core.commands import Debug, configure_logging, echo_json, echo_line, echo_table
 from core.commands import run as run_app
 from orchestrator.cli import testbed
 
@@ -170,7 +170,9 @@ def _run(store: "RunStore", run_id: str, *, as_json: bool) -> None:
 
     orchestrator = ExperimentOrchestrator(over_pysyft, store, best_observer(as_json=as_json))
     results = orchestrator.run_experiment(run_id)
-    if not as_json:
+    if as_json:
+        echo_line({"event": "results", **results})
+    else:
         _echo_results(results)
 
 

@@ -81,7 +81,7 @@ class SiteCommunication(CommunicationInterface):
         expected = credentials.get("site_id", carrier.site_id)
         if carrier.site_id != expected:
             carrier.close()
-            raise CommunicationError(
+            raise ProtocolError(
                 f"{datasite_url} is {carrier.site_id!r}, expected {expected!r}; "
                 "correct the sites file",
                 site_id=expected,

@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from core import AggregationMethod, ConfigurationError, FederatedAlgorithm, ModelType, PrivacyLevel
-from orchestrator.configuration import load_experiment, load_federation
+from core.configuration import parse
+from orchestrator.configuration import ExperimentConfig, load_experiment, load_federation
 
 
 @pytest.fixture
@@ -274,3 +275,13 @@ def test_a_good_url_is_kept_as_it_is(sites_file: Path, url: str) -> None:
     """Host names, ports and IPv6 addresses."""
     sites_file.write_text(yaml.safe_dump({"sites": [site(url=url)]}))
     assert load_federation(sites_file).sites[0].url == url
+
+
+def test_the_sites_file_is_kept_with_its_whole_path(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A run that was started in one folder can be resumed from another."""
+    monkeypatch.chdir(tmp_path)
+    settings = {"name": "x", "rounds": 1, "dataset": "d", "sites": "sites.yaml"}
+    config = parse(settings, ExperimentConfig, source="test")
+    assert config.sites == tmp_path / "sites.yaml"
