@@ -277,7 +277,7 @@ def test_a_run_without_its_sites_file_ends_with_4(
     """The run is recorded as failed, with the reason."""
     (tmp_path / "good.yaml").write_text(yaml.safe_dump(settings()))
     assert orchestrator("run", "good.yaml", "--run-id", "one") == 4
-    assert "error: sites.yaml: no such file" in capsys.readouterr().err
+    assert f"error: {tmp_path / 'sites.yaml'}: no such file" in capsys.readouterr().err
     assert RunStore(tmp_path / "runs").find("one").status == "FAILED"
 
 
