@@ -1,7 +1,7 @@
 """The sites of a run, asked all at once: one thread a site, retries where another try may help."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from threading import Thread
@@ -27,6 +27,8 @@ _Errand = tuple[Future[Any], Callable[[], Any]]
 
 _FIRST_WAIT_S = 0.2
 _LONGEST_WAIT_S = 5.0
+_SIGNALS_S = 0.5
+"""A signal that comes just before a wait for ever is not seen; Ctrl-C must be, so it is for this."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +89,8 @@ class Fleet:
     def ask(self, site_ids: Iterable[str], question: Callable[[str], T]) -> Answers[T]:
         """Put `question` to each site in a thread of its own, and wait for all."""
         futures = {site_id: self._put(question, site_id) for site_id in sorted(set(site_ids))}
+        while wait(futures.values(), timeout=_SIGNALS_S).not_done:
+            pass
         ok: dict[str, T] = {}
         failed: dict[str, FederatedLearningError] = {}
         for site_id, future in futures.items():
