@@ -28,7 +28,7 @@ _Errand = tuple[Future[Any], Callable[[], Any]]
 _FIRST_WAIT_S = 0.2
 _LONGEST_WAIT_S = 5.0
 _SIGNALS_S = 0.5
-"""A signal that comes just before a wait for ever is not seen; Ctrl-C must be, so it is for this."""
+"""Ctrl-C that comes just before a wait without end would not be seen, so none is longer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
