@@ -7,7 +7,7 @@ applies the corrections, once, for the whole process.
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from capnp.lib.capnp import KjException  # type: ignore[import-untyped]
+from capnp.lib.capnp import KjException
 from syft.client.api import SyftAPICall
 from syft.serde.deserialize import _deserialize
 from syft.serde.recursive import recursive_scheme
