@@ -1,7 +1,7 @@
 # One environment in .venv, made on the first call of any target and quick afterwards.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH_VERSION ?= 2.13.0
-# PyPI's Linux build of torch is CUDA and several GB. For a GPU: make TORCH_INDEX_URL=https://pypi.org/simple ...
+# The usual Linux build of torch is CUDA and several GB; for a GPU, give the index that has it.
 TORCH_INDEX_URL ?= https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet

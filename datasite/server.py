@@ -10,8 +10,6 @@ imports PySyft, which takes seconds, so `datasite.serving` does it late.
 import contextlib
 import io
 import logging
-import sqlite3
-import threading
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -49,6 +47,7 @@ from syft.types.uid import UID
 from core.exceptions import ConfigurationError, DataSiteError, ProtocolError
 from core.pysyft_patches import REFUSED, deserialize_only
 from datasite.caller import Caller, Role
+from datasite.changes import DatabaseChanges
 from datasite.doors import HANDLE_PATH, reason_to_refuse
 from datasite.identity import Identity, private_directory, require_email, require_strong_password
 from datasite.operator_door import Account
@@ -126,7 +125,8 @@ class HardenedDatasite(Datasite):
 
     answer: Callable[[bytes, Caller], bytes]
     on_refused: Callable[[str, str], None]
-    changes: "_Changes"
+    changes: DatabaseChanges
+    known_signers: dict[str, tuple[int, _Signer]]
 
     def signer(self, key: SyftVerifyKey) -> _Signer | None:
         """Give the account that signs with `key`; None for strangers and disabled accounts.
@@ -134,12 +134,12 @@ class HardenedDatasite(Datasite):
         It is read again whenever anything in the database has changed since.
         """
         seen = self.changes.version()
-        known = self.changes.signers.get(str(key))
+        known = self.known_signers.get(str(key))
         if known is not None and known[0] == seen:
             return known[1]
         signer = self._read_signer(key)
         if signer is not None:  # strangers are not remembered: they come in any number
-            self.changes.signers[str(key)] = (seen, signer)
+            self.known_signers[str(key)] = (seen, signer)
         return signer
 
     def _read_signer(self, key: SyftVerifyKey) -> _Signer | None:
@@ -223,26 +223,6 @@ class HardenedDatasite(Datasite):
         return reason_to_refuse(call.path, role, args=call.args, kwargs=call.kwargs)
 
 
-class _Changes:
-    """Tells whether PySyft's database has changed, for the price of a look at its header.
-
-    SQLite's `data_version` differs for one connection whenever another has committed something;
-    this connection does nothing else.
-    """
-
-    def __init__(self, database: Path) -> None:
-        self.signers: dict[str, tuple[int, _Signer]] = {}
-        self._connection = sqlite3.connect(database, check_same_thread=False)
-        self._lock = threading.Lock()
-
-    def version(self) -> int:
-        with self._lock:
-            return int(self._connection.execute("PRAGMA data_version").fetchone()[0])
-
-    def close(self) -> None:
-        self._connection.close()
-
-
 class PySyftSite:
     """A running datasite's PySyft half: its database, accounts, datasets and HTTP routes.
 
@@ -276,7 +256,8 @@ class PySyftSite:
             self._datasite = _open_datasite(
                 site_id, kept, identity, operator_email, operator_password
             )
-        self._datasite.changes = _Changes(kept / "site.db")
+        self._datasite.changes = DatabaseChanges(kept / "site.db")
+        self._datasite.known_signers = {}
         self._datasite.answer = handle
         self._datasite.on_refused = on_refused
         self._root = AuthedServiceContext(

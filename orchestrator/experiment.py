@@ -201,7 +201,6 @@ class ExperimentOrchestrator(OrchestratorInterface):
             next_round=next_round,
             parameters=algorithm.parameters,
             preprocessing=context.preprocessing,
-            sites=context.participants,
         )
         self._store.save_checkpoint(run_id, checkpoint)
 

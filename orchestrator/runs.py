@@ -64,13 +64,11 @@ class Checkpoint:
         next_round: The round to run next.
         parameters: The global parameters before it.
         preprocessing: What was agreed before round 0.
-        sites: The sites it was agreed with.
     """
 
     next_round: int
     parameters: Parameters
     preprocessing: Preprocessing
-    sites: tuple[str, ...]
 
 
 class RunStore:
@@ -233,7 +231,6 @@ class RunStore:
         state = {
             "next_round": checkpoint.next_round,
             "preprocessing": checkpoint.preprocessing,
-            "sites": checkpoint.sites,
         }
         blob = safetensors.torch.save(checkpoint.parameters, {"state": json.dumps(state)})
         write_whole(folder / f"round_{checkpoint.next_round:06}.safetensors", blob)
@@ -256,7 +253,6 @@ class RunStore:
                 next_round=state["next_round"],
                 parameters=safetensors.torch.load_file(paths[-1]),
                 preprocessing=state["preprocessing"],
-                sites=tuple(state["sites"]),
             )
         except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError) as exc:
             raise ExperimentError(
