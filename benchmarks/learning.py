@@ -30,8 +30,8 @@ from datasite.data.windows import Part, Parts, prepare_parts
 from datasite.site import FactoryDataSite
 from datasite.trainer import InlineTrainer
 from datasite.training.fit import fit
-from datasite.training.objectives import FedAvg
-from orchestrator.agreement import split_settings, training_settings
+from datasite.training.objectives import Objective, Task
+from orchestrator.agreement import split_settings
 from orchestrator.communication.memory import MemoryCommunication
 from orchestrator.configuration import ExperimentConfig
 from orchestrator.experiment import ExperimentOrchestrator
@@ -128,7 +128,7 @@ def _train_centrally(
 ) -> dict[str, float]:
     """Fit one model on all training rows; its metrics on all test rows."""
     parts = [_parts(site, config) for site in sites.values()]
-    settings = training_settings(config)
+    settings = config.training_settings()
     settings["local_epochs"] *= config.rounds
     inputs, labels = _tensors([part.train for part in parts], preprocessing)
     model = build_model(
@@ -143,7 +143,7 @@ def _train_centrally(
         labels,
         settings=settings,
         positive_weight=preprocessing["positive_weight"],
-        objective=FedAvg({}, {}),
+        objective=Objective(Task(hyperparameters={}, received={}, learning_rate=0.0)),
         seed=derive_seed(config.seed, "central"),
     )
     validation = _score(model, *_tensors([part.validation for part in parts], preprocessing))

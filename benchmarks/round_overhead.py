@@ -21,7 +21,6 @@ from measuring import machine, print_table, spread, write_json
 
 from core.configuration import parse, read_yaml
 from core.enums import DataDistribution
-from core.messages import AlgorithmSpec
 from core.models import build_model
 from core.parameters import count
 from orchestrator.agreement import (
@@ -32,7 +31,6 @@ from orchestrator.agreement import (
     model_spec,
     propose,
     require_alike,
-    training_settings,
 )
 from orchestrator.algorithms import Algorithm, FedAvg
 from orchestrator.communication.live import over_pysyft
@@ -41,6 +39,7 @@ from orchestrator.experiment import new_run_id
 from orchestrator.fleet import Fleet
 from orchestrator.metrics import MetricsCollector
 from orchestrator.round import RoundContext, evaluate_at_sites, run_round
+from orchestrator.schedule import Constant, LocalTraining
 from orchestrator.testbed.presets import AI4I_EXPERIMENT, AI4I_SCHEMA
 from orchestrator.testbed.processes import Testbed, run_datasite
 from orchestrator.testbed.samples import load_table, write_samples
@@ -52,9 +51,7 @@ WARM_UP = 5
 class Null(FedAvg):
     """FedAvg over sites that add a constant at once and look at no data."""
 
-    def spec(self) -> AlgorithmSpec:
-        """Name the sites' probe."""
-        return AlgorithmSpec(name="probe", hyperparameters={})
+    objective = "probe"
 
 
 def main() -> None:
@@ -126,8 +123,16 @@ def _rounds(
         model = build_model(
             model_spec(config), sensors=len(schema.features), window_steps=schema.window_steps
         )
-        algorithm = kind(model.get_parameters())
-        plans = propose(fleet, sites, config, algorithm, run_id=new_run_id("benchmark"))
+        algorithm = kind(
+            model.get_parameters(),
+            config.algorithm,
+            training=LocalTraining(
+                settings=config.training_settings(), schedule=Constant(), rounds=config.rounds
+            ),
+            num_sites=len(fleet.site_ids),
+        )
+        spec = kind.spec(config.algorithm)
+        plans = propose(fleet, sites, config, spec, run_id=new_run_id("benchmark"))
         plans.require(len(fleet.site_ids), what="proposal")
         plan_ids = {site_id: plan["plan_id"] for site_id, plan in plans.ok.items()}
         statistics = collect_statistics(fleet, plan_ids, fleet.site_ids)
@@ -135,11 +140,11 @@ def _rounds(
             fleet=fleet,
             plan_ids=plan_ids,
             participants=tuple(fleet.site_ids),
+            participation=config.participation,
             rows={s: find_dataset(sites[s], config.dataset)["rows"] for s in sites},
             min_sites=len(fleet.site_ids),
             seed=config.seed,
             model=model_spec(config),
-            training=training_settings(config),
             preprocessing=agree_on_preprocessing(
                 list(statistics.ok.values()), config.training.positive_weight
             ),

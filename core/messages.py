@@ -48,7 +48,10 @@ class AlgorithmSpec(TypedDict):
 
 @with_config(_STRICT)
 class TrainingSettings(TypedDict):
-    """How a site fits its model in one round."""
+    """How a site fits its model in one round.
+
+    `focal_gamma` is the focal loss's exponent; 0 is cross entropy.
+    """
 
     local_epochs: Annotated[int, Field(ge=1)]
     batch_size: Annotated[int, Field(ge=1)]
@@ -57,6 +60,7 @@ class TrainingSettings(TypedDict):
     momentum: Fraction
     weight_decay: Annotated[float, Field(ge=0.0)]
     gradient_clip: Positive | None
+    focal_gamma: Annotated[float, Field(ge=0.0)]
 
 
 @with_config(_STRICT)
@@ -186,7 +190,10 @@ class TrainRequest(TypedDict):
     """Fit the plan's model, starting from `parameters`, for one round.
 
     `seed` is the run's; the site's own draws come from (seed, round, site). The site stops after
-    `deadline_s` seconds.
+    `deadline_s` seconds. `state_round` is the last round in which the orchestrator counted this
+    site's update: what the site keeps for the algorithm is taken as it was after that round, and
+    as nothing when it is absent. `control` is what the algorithm sends beside the model (SCAFFOLD:
+    the control variate c).
     """
 
     kind: Literal["train"]
@@ -199,6 +206,8 @@ class TrainRequest(TypedDict):
     preprocessing: Preprocessing
     deadline_s: Positive
     parameters: Parameters
+    state_round: NotRequired[Count]
+    control: NotRequired[Parameters]
 
 
 @with_config(_STRICT)
@@ -207,7 +216,7 @@ class ClientUpdate(TypedDict):
 
     `num_samples` is how many windows were trained on (the site's claim), `num_steps` how many
     optimiser steps were really done. `metrics` has `train_loss` (mean over the last epoch) and
-    `fit_s` (wall time of the fit).
+    `fit_s` (wall time of the fit). `control` answers a request's (SCAFFOLD: the change of c_k).
     """
 
     kind: Literal["update"]
@@ -217,6 +226,7 @@ class ClientUpdate(TypedDict):
     num_steps: Count
     metrics: dict[str, float]
     parameters: Parameters
+    control: NotRequired[Parameters]
 
 
 @with_config(_STRICT)

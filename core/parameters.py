@@ -33,6 +33,87 @@ def _weighted_tensor(tensors: Sequence[torch.Tensor], weights: Sequence[float]) 
     return total.to(tensors[0].dtype)
 
 
+def as_float64(parameters: Parameters) -> Parameters:
+    """Give a copy whose floating tensors are float64, for sums that must not round early.
+
+    Integer tensors keep their dtype. The copy has memory of its own.
+    """
+    return {
+        name: tensor.to(torch.float64, copy=True) if tensor.is_floating_point() else tensor.clone()
+        for name, tensor in parameters.items()
+    }
+
+
+def cast_like(parameters: Parameters, like: Parameters) -> Parameters:
+    """Give a copy in the dtypes of `like`, as they travel to sites; undoes `as_float64`.
+
+    A number that is too large for its new dtype becomes infinite (see `require_finite`).
+
+    Raises:
+        ModelError: The names differ, or a floating tensor would become an integer one.
+    """
+    if parameters.keys() != like.keys():
+        different = sorted(parameters.keys() ^ like.keys())
+        raise ModelError(f"cannot cast: only one side has {', '.join(different)}")
+    for name, tensor in parameters.items():
+        if tensor.is_floating_point() and not like[name].is_floating_point():
+            raise ModelError(
+                f"cannot cast {name!r} from {tensor.dtype} to {like[name].dtype}: "
+                "counters are not averaged; take their maximum"
+            )
+    return {name: tensor.to(like[name].dtype, copy=True) for name, tensor in parameters.items()}
+
+
+def difference(left: Parameters, right: Parameters) -> Parameters:
+    """Give left − right in float64, of the floating tensors only: the delta of a site.
+
+    Both have one layout (see `require_same_layout`), whatever their dtypes.
+    """
+    return {
+        name: tensor.to(torch.float64) - right[name].to(torch.float64)
+        for name, tensor in left.items()
+        if tensor.is_floating_point()
+    }
+
+
+def l2_norm(parameters: Parameters) -> float:
+    """Give √Σ x² over all floating tensors as one vector, in float64; 0.0 if there are none."""
+    return math.hypot(
+        *(
+            float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
+            for tensor in parameters.values()
+            if tensor.is_floating_point()
+        )
+    )
+
+
+def add(left: Parameters, right: Parameters) -> Parameters:
+    """Give left + right in float64, of the floating tensors that `right` has."""
+    return {
+        name: left[name].to(torch.float64) + tensor.to(torch.float64)
+        for name, tensor in right.items()
+        if tensor.is_floating_point()
+    }
+
+
+def scale(parameters: Parameters, factor: float) -> Parameters:
+    """Give factor · parameters in float64, of the floating tensors only."""
+    return {
+        name: factor * tensor.to(torch.float64)
+        for name, tensor in parameters.items()
+        if tensor.is_floating_point()
+    }
+
+
+def zeros_like(parameters: Parameters) -> Parameters:
+    """Give zeros in float64 for each floating tensor."""
+    return {
+        name: torch.zeros_like(tensor, dtype=torch.float64)
+        for name, tensor in parameters.items()
+        if tensor.is_floating_point()
+    }
+
+
 def require_same_layout(found: Parameters, expected: Parameters, *, whose: str) -> None:
     """Do nothing when both have the same names, shapes and dtypes.
 

@@ -2,7 +2,8 @@
 
     uint64 length | JSON header {"__metadata__": {"message"}, tensors} | tensor bytes
 
-where `message` is JSON again, {"version", "fields"}.
+where `message` is JSON again, {"version", "fields"}, and a tensor's name starts with the field it
+belongs to: `parameters/stem.weight`.
 
 safetensors cannot carry code, so nothing here is ever executed; there is no pickle. `decode` takes
 bytes from anyone: what is not a valid message of this version is a `ProtocolError`, found before
@@ -32,6 +33,7 @@ _METADATA = "__metadata__"
 _MESSAGE = "message"
 _TENSOR_KEYS = {"dtype", "shape", "data_offsets"}
 _PARAMETERS = "parameters"
+_TENSOR_FIELDS = (_PARAMETERS, "control")
 _KINDS_WITH_PARAMETERS = frozenset({"train", "update", "evaluate"})
 
 M = TypeVar("M")
@@ -46,11 +48,15 @@ def encode(message: Message) -> bytes:
     """Give the bytes of `message`; equal messages have equal bytes.
 
     Raises:
-        ModelError: A tensor cannot travel (sparse, complex, or called `__metadata__`), a number in
-            the message is not finite (JSON has no word for those), or the message is too large.
+        ModelError: A tensor cannot travel (sparse or complex), a number in the message is not
+            finite (JSON has no word for those), or the message is too large.
     """
     fields: dict[str, Any] = {**message}  # what is left is JSON once the tensors are out
-    tensors: Parameters = fields.pop(_PARAMETERS, {})
+    tensors: Parameters = {
+        f"{field}/{name}": tensor
+        for field in _TENSOR_FIELDS
+        for name, tensor in fields.pop(field, {}).items()
+    }
     try:
         envelope = {"version": VERSION, "fields": fields}
         # safetensors writes several metadata in random order; equal messages are to be equal bytes.
@@ -70,10 +76,10 @@ def decode(blob: bytes) -> Message:
     """
     fields = _read_fields(blob)
     try:
-        tensors = safetensors.torch.load(blob)
-        if tensors or fields.get("kind") in _KINDS_WITH_PARAMETERS:
-            fields[_PARAMETERS] = tensors
-        return _adapter().validate_python(fields)
+        tensors = _by_field(safetensors.torch.load(blob))
+        if fields.get("kind") in _KINDS_WITH_PARAMETERS:
+            tensors.setdefault(_PARAMETERS, {})
+        return _adapter().validate_python({**fields, **tensors})
     except ValidationError as exc:
         raise ProtocolError(f"not a valid message: {_first_mistake(exc)}") from exc
     except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError, TypeError) as exc:
@@ -113,8 +119,8 @@ def _independent(tensors: Parameters) -> Parameters:
     seen: set[int] = set()
     result: Parameters = {}
     for name, tensor in tensors.items():
-        if tensor.is_complex() or name == _METADATA:
-            message = f"a tensor may not be complex, nor be called {_METADATA}; {name!r} is"
+        if tensor.is_complex():
+            message = f"a tensor may not be complex; {name!r} is"
             raise ValueError(message)
         # A view may say "negated" instead of being it; safetensors reads the bytes alone.
         plain = tensor.detach().resolve_neg().contiguous()
@@ -124,6 +130,22 @@ def _independent(tensors: Parameters) -> Parameters:
         seen.add(plain.untyped_storage().data_ptr())
         result[name] = plain
     return result
+
+
+def _by_field(tensors: Parameters) -> dict[str, Parameters]:
+    """Give the tensors by the field that each one's name starts with.
+
+    Raises:
+        ValueError: A name starts with none.
+    """
+    fields: dict[str, Parameters] = {}
+    for full_name, tensor in tensors.items():
+        field, _, name = full_name.partition("/")
+        if field not in _TENSOR_FIELDS:
+            message = f"the tensor {full_name!r} belongs to no field"
+            raise ValueError(message)
+        fields.setdefault(field, {})[name] = tensor
+    return fields
 
 
 def _read_fields(blob: bytes) -> dict[str, Any]:
@@ -142,7 +164,7 @@ def _read_fields(blob: bytes) -> dict[str, Any]:
         _require_plain(fields)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise ProtocolError("not a message: its header cannot be read") from exc
-    if not isinstance(fields, dict) or _PARAMETERS in fields:
+    if not isinstance(fields, dict) or not fields.keys().isdisjoint(_TENSOR_FIELDS):
         raise ProtocolError("not a message: its header holds no plain fields")
     return fields
 

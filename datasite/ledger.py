@@ -1,4 +1,4 @@
-"""What a site must not forget: datasets, plans, replies, and the audit log, in one SQLite file.
+"""What a site must not forget: datasets, plans, replies, states, audit log, in one SQLite file.
 
 The serving process and the operator's commands open the same file; SQLite keeps them apart (WAL,
 one writer at a time). What belongs together is written in one transaction: a reply never stands
@@ -76,6 +76,16 @@ class ReplyRow(Table):
     kind: Mapped[str] = mapped_column(primary_key=True)
     request_sha256: Mapped[str]
     reply: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class StateRow(Table):
+    """What the site keeps for an algorithm after a round it trained in (FedDyn: its dual)."""
+
+    __tablename__ = "states"
+
+    plan_id: Mapped[str] = mapped_column(ForeignKey("plans.plan_id"), primary_key=True)
+    round_num: Mapped[int] = mapped_column(primary_key=True)
+    state: Mapped[bytes] = mapped_column(LargeBinary)
 
 
 class AuditRow(Table):

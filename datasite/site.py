@@ -56,9 +56,10 @@ from datasite.records import OPERATOR, Records
 from datasite.registry import Dataset, Registry
 from datasite.release import released
 from datasite.replies import Replies, StoredReply
+from datasite.states import States
 from datasite.trainer import Trainer, TrainerProcess
 from datasite.training.objectives import available_algorithms
-from datasite.training.work import Job
+from datasite.training.work import Assignment, Done, Job
 
 WorkRequest = TrainRequest | EvaluateRequest | StatisticsRequest
 
@@ -113,6 +114,7 @@ class FactoryDataSite(DataSiteInterface):
         self._opened.callback(records.ledger.close)
         self.ledger, self.registry, self.plans = records.ledger, records.registry, records.plans
         self._replies = Replies(self.ledger)
+        self._states = States(self.ledger, site_id=config.site_id)
         self._trainer = self._start_trainer(config)
         self._opened.callback(self._trainer.close)
 
@@ -157,11 +159,11 @@ class FactoryDataSite(DataSiteInterface):
         )
         with self._turn(local.deadline_s):
             job = self._job(dataset, local.split)
-            reply, encoded = self._perform(job, wire.encode(request), request)
+            reply, done = self._perform(Assignment(job, wire.encode(request)), request)
         self._audit(OPERATOR, "train locally", None, reply, {"dataset": dataset.name})
         if reply["kind"] == "failure":
             raise DataSiteError(reply["message"], site_id=self.config.site_id)
-        return cast("dict[str, Any]", wire.decode(encoded))
+        return cast("dict[str, Any]", wire.decode(done.reply))
 
     def get_datasite_info(self) -> dict[str, Any]:
         """See `DataSiteInterface`; the fields of `core.messages.SiteDescription`."""
@@ -252,45 +254,53 @@ class FactoryDataSite(DataSiteInterface):
         if message["kind"] == "train":
             return self._train(plan, job, message, request, caller)
         with self._turn(self._allowed_s(message)):
-            reply, encoded = self._perform(job, request, message)
+            reply, done = self._perform(Assignment(job, request), message)
         self._audit(caller.email, message["kind"], plan.plan_id, reply, _facts(message))
-        return encoded
+        return done.reply
 
     def _train(
         self, plan: Plan, job: Job, message: TrainRequest, request: bytes, caller: Caller
     ) -> bytes:
         """Train, or give the stored reply when this very request was answered before."""
-        key = (plan.plan_id, message["round_num"], "train")
+        plan_id, round_num = plan.plan_id, message["round_num"]
         sha256 = hashlib.sha256(request).hexdigest()
         with self._turn(self._allowed_s(message)):
-            stored = self._replies.find(*key, sha256)
+            stored = self._replies.find(plan_id, round_num, "train", sha256)
             if stored is not None:
                 return stored
-            reply, encoded = self._perform(job, request, message)
+            state = self._state(plan, message)
+            reply, done = self._perform(Assignment(job, request, state), message)
             with self.ledger.transaction() as connection:
                 if reply["kind"] == "update":
-                    plan_id, round_num, kind = key
-                    stored_reply = StoredReply(
+                    answered = StoredReply(
                         plan_id=plan_id,
                         round_num=round_num,
-                        kind=kind,
+                        kind="train",
                         request_sha256=sha256,
-                        reply=encoded,
+                        reply=done.reply,
                     )
-                    self._replies.keep(connection, stored_reply)
-                facts = {**_facts(message), "bytes_out": len(encoded)}
-                audit.append(connection, _entry(caller.email, "train", plan.plan_id, reply, facts))
+                    self._replies.keep(connection, answered)
+                    if done.state:
+                        self._states.keep(connection, plan_id, round_num, done.state)
+                facts = {**_facts(message), "bytes_out": len(done.reply)}
+                audit.append(connection, _entry(caller.email, "train", plan_id, reply, facts))
         logger.bind(site_id=self.config.site_id, round_num=message["round_num"]).info(
             "round {}: {}", message["round_num"], _told(reply)
         )
-        return encoded
+        return done.reply
 
-    def _perform(self, job: Job, request: bytes, message: WorkRequest) -> tuple[Message, bytes]:
+    def _state(self, plan: Plan, message: TrainRequest) -> bytes:
+        """Give what the site keeps for the plan's algorithm, as the request counts on it."""
+        if "state_round" not in message:
+            return b""
+        return self._states.find(plan.plan_id, message["state_round"])
+
+    def _perform(self, assignment: Assignment, message: WorkRequest) -> tuple[Message, Done]:
         """Have the trainer do it; what may leave the site. Called within `_turn`."""
         if self._trainer is None:
             raise DataSiteError(f"{self.config.site_id}: the site is closed")
-        reply = self._trainer.perform(job, request, deadline_s=self._allowed_s(message))
-        return released(reply, site_id=self.config.site_id), reply
+        done = self._trainer.perform(assignment, deadline_s=self._allowed_s(message))
+        return released(done.reply, site_id=self.config.site_id), done
 
     def _allowed_s(self, message: WorkRequest) -> float:
         """Give how long the request may take: the caller's deadline, within the site's own."""

@@ -15,10 +15,8 @@ from typing import Final, Protocol
 import torch
 from loguru import logger
 
-from core import wire
-from core.exceptions import DataSiteError, FederatedLearningError
-from datasite.failures import as_failure
-from datasite.training.work import Job, Worker
+from core.exceptions import DataSiteError
+from datasite.training.work import Assignment, Done, Worker, perform
 
 _START_S: Final = 120.0
 """Longest a trainer may take to import what it needs; a request's deadline begins after that."""
@@ -27,8 +25,8 @@ _START_S: Final = 120.0
 class Trainer(Protocol):
     """Performs one job at a time; the site sees to that."""
 
-    def perform(self, job: Job, request: bytes, *, deadline_s: float) -> bytes:
-        """Give the encoded reply; what went wrong in the work comes as an encoded `Failure`.
+    def perform(self, assignment: Assignment, *, deadline_s: float) -> Done:
+        """Do the work; what went wrong in it comes as an encoded `Failure`.
 
         Raises:
             DataSiteError: The trainer crashed, did not finish within `deadline_s`, or is closed.
@@ -45,13 +43,10 @@ class InlineTrainer:
         torch.set_num_threads(threads)
         self._worker = Worker()
 
-    def perform(self, job: Job, request: bytes, *, deadline_s: float) -> bytes:
+    def perform(self, assignment: Assignment, *, deadline_s: float) -> Done:
         """See `Trainer.perform`."""
         del deadline_s  # nothing can stop a thread
-        try:
-            return self._worker.perform(job, request)
-        except FederatedLearningError as exc:
-            return wire.encode(as_failure(exc, site_id=job["site_id"]))
+        return perform(self._worker, assignment)
 
     def close(self) -> None:
         """See `Trainer.close`."""
@@ -72,14 +67,14 @@ class TrainerProcess:
         self._closed = False
         self._replacing = threading.Lock()
 
-    def perform(self, job: Job, request: bytes, *, deadline_s: float) -> bytes:
+    def perform(self, assignment: Assignment, *, deadline_s: float) -> Done:
         """See `Trainer.perform`."""
         if self._closed:
             raise DataSiteError(f"{self._site_id}: the trainer is closed", site_id=self._site_id)
         if self._child.process.poll() is not None:
             self._restart("had ended")
         try:
-            return self._child.ask(job, request, deadline_s)
+            return self._child.ask(assignment, deadline_s)
         except TimeoutError as exc:
             self._restart(str(exc))
             raise DataSiteError(
@@ -129,7 +124,7 @@ class _Child:
         os.close(lifeline_end)
         self._started = False
 
-    def ask(self, job: Job, request: bytes, deadline_s: float) -> bytes:
+    def ask(self, assignment: Assignment, deadline_s: float) -> Done:
         """Give the child's answer; TimeoutError, saying what, when it takes longer."""
         pipe = self._pipe
         if not self._started:
@@ -137,11 +132,12 @@ class _Child:
                 raise TimeoutError(f"did not start within {_START_S:g} s")
             pipe.recv_bytes()
             self._started = True
-        pipe.send_bytes(json.dumps(job).encode())
-        pipe.send_bytes(request)
+        pipe.send_bytes(json.dumps(assignment.job).encode())
+        pipe.send_bytes(assignment.request)
+        pipe.send_bytes(assignment.state)
         if not pipe.poll(deadline_s):
             raise TimeoutError(f"was stopped at its deadline of {deadline_s:g} s")
-        return pipe.recv_bytes()
+        return Done(pipe.recv_bytes(), pipe.recv_bytes())
 
     def stop(self) -> None:
         """End the process now and reap it."""

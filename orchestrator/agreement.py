@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from core.exceptions import ConfigurationError, DataError, PlanError, WaitExpiredError
 from core.messages import (
+    AlgorithmSpec,
     DatasetDescription,
     DescribeRequest,
     ModelSpec,
@@ -18,11 +19,9 @@ from core.messages import (
     SiteDescription,
     SplitSettings,
     StatisticsRequest,
-    TrainingSettings,
 )
 from core.plans import PlanStatus
 from core.schema import DataSchema
-from orchestrator.algorithms import Algorithm
 from orchestrator.configuration import ClassWeight, ExperimentConfig
 from orchestrator.fleet import Answers, Fleet
 
@@ -100,21 +99,7 @@ def require_alike(sites: Mapping[str, SiteDescription], dataset: str) -> DataSch
 
 def model_spec(config: ExperimentConfig) -> ModelSpec:
     """Give the model as messages name it."""
-    return ModelSpec(type=config.model.type.value, options=config.model.options)
-
-
-def training_settings(config: ExperimentConfig) -> TrainingSettings:
-    """Give the training settings as messages hold them."""
-    training = config.training
-    return TrainingSettings(
-        local_epochs=training.local_epochs,
-        batch_size=training.batch_size,
-        learning_rate=training.learning_rate,
-        optimizer=training.optimizer.value,
-        momentum=training.momentum,
-        weight_decay=training.weight_decay,
-        gradient_clip=training.gradient_clip,
-    )
+    return ModelSpec(type=config.model.type, options=config.model.options)
 
 
 def split_settings(config: ExperimentConfig) -> SplitSettings:
@@ -127,7 +112,7 @@ def propose(
     fleet: Fleet,
     sites: Mapping[str, SiteDescription],
     config: ExperimentConfig,
-    algorithm: Algorithm,
+    algorithm: AlgorithmSpec,
     *,
     run_id: str,
 ) -> Answers[PlanDecision]:
@@ -141,8 +126,8 @@ def propose(
             dataset=config.dataset,
             dataset_version=find_dataset(site, config.dataset)["version"],
             model=model_spec(config),
-            algorithm=algorithm.spec(),
-            training=training_settings(config),
+            algorithm=algorithm,
+            training=config.training_settings(),
             split=split_settings(config),
             privacy_level=config.privacy.level.value,
             rounds=config.rounds,

@@ -1,15 +1,16 @@
 """An experiment's course: the only place where an `ExperimentStatus` changes."""
 
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from core.configuration import parse
 from core.enums import ExperimentStatus
-from core.exceptions import ConfigurationError, FederatedLearningError
+from core.exceptions import FederatedLearningError
 from core.interfaces import ModelInterface, OrchestratorInterface
-from core.messages import EvaluationReport, Preprocessing
+from core.messages import EvaluationReport, Parameters, Preprocessing
 from core.models import TorchModel, build_model
 from core.parameters import digest
 from core.schema import DataSchema
@@ -22,10 +23,9 @@ from orchestrator.agreement import (
     model_spec,
     propose,
     require_alike,
-    training_settings,
     wait_for_approval,
 )
-from orchestrator.algorithms import Algorithm, build_algorithm
+from orchestrator.algorithms import ALGORITHMS, Algorithm, build_algorithm
 from orchestrator.communication.base import SiteCommunication
 from orchestrator.configuration import ExperimentConfig, load_federation
 from orchestrator.fleet import Answers, Fleet
@@ -33,6 +33,8 @@ from orchestrator.metrics import MetricsCollector
 from orchestrator.observer import Observer
 from orchestrator.round import RoundContext, evaluate_at_sites, run_round
 from orchestrator.runs import Checkpoint, RunStore
+from orchestrator.schedule import LocalTraining
+from orchestrator.stopping import Stopper
 
 CommunicationFactory = Callable[[ExperimentConfig], SiteCommunication]
 
@@ -101,63 +103,82 @@ class ExperimentOrchestrator(OrchestratorInterface):
         return self._store.results(experiment_id)
 
     def _run(self, run_id: str, config: ExperimentConfig) -> None:
-        fleet = Fleet(
-            self._communicate(config),
-            load_federation(config.sites).sites,
-            attempts=config.limits.attempts,
-        )
+        addresses = load_federation(config.sites).sites
+        chosen = config.participation.choose(addresses)
+        config.require_enough(len(chosen))
+        fleet = Fleet(self._communicate(config), addresses, attempts=config.limits.attempts)
         try:
-            _require_known(config, fleet)
-            self._run_rounds(run_id, config, fleet)
+            self._run_rounds(run_id, config, fleet, chosen)
         finally:
             fleet.close()
 
-    def _run_rounds(self, run_id: str, config: ExperimentConfig, fleet: Fleet) -> None:
+    def _run_rounds(
+        self, run_id: str, config: ExperimentConfig, fleet: Fleet, chosen: tuple[str, ...]
+    ) -> None:
         saved = self._store.load_checkpoint(run_id)
-        agreement, model = self._agree(run_id, config, fleet)
+        agreement, model = self._agree(run_id, config, fleet, chosen)
+        participants = tuple(site_id for site_id in chosen if site_id in agreement.plan_ids)
+        algorithm = build_algorithm(
+            config.algorithm,
+            model.get_parameters() if saved is None else saved.parameters,
+            training=LocalTraining(
+                settings=config.training_settings(),
+                schedule=config.training.schedule,
+                rounds=config.rounds,
+            ),
+            num_sites=len(chosen),
+        )
         if saved is not None:
-            model.set_parameters(saved.parameters)
-        algorithm = build_algorithm(config.algorithm.name, model.get_parameters())
-        participants = tuple(
-            site_id
-            for site_id in config.participants or fleet.site_ids
-            if site_id in agreement.plan_ids
-        )
-        preprocessing = (
-            saved.preprocessing
-            if saved is not None
-            else _statistics(config, fleet, agreement, participants)
-        )
+            algorithm.state, algorithm.counted = saved.state, dict(saved.counted)
         context = RoundContext(
             fleet=fleet,
             plan_ids=agreement.plan_ids,
             participants=participants,
+            participation=config.participation,
             rows=agreement.rows,
-            min_sites=_min_sites(config, fleet),
+            min_sites=config.min_sites,
             seed=config.seed,
             model=model_spec(config),
-            training=training_settings(config),
-            preprocessing=preprocessing,
+            preprocessing=(
+                saved.preprocessing
+                if saved is not None
+                else _statistics(config, fleet, agreement, participants)
+            ),
             deadline_s=config.limits.call_s,
         )
-        first = saved.next_round if saved else 0
+        course = _Course(
+            run_id=run_id,
+            next_round=saved.next_round if saved else 0,
+            algorithm=algorithm,
+            context=context,
+            stopper=_stopper(config, self._store.rounds(run_id), saved),
+            best=saved.best if saved else {},
+        )
         if saved is None:
-            self._save(run_id, 0, algorithm, context)
-        self._observer.started(run_id, first, config.rounds)
-        for round_num in range(first, config.rounds):
-            is_evaluated = _is_evaluated(round_num, config)
-            collector = MetricsCollector(_evaluator(context) if is_evaluated else None)
-            record = run_round(
-                round_num, context=context, algorithm=algorithm, model=model, collector=collector
-            )
-            self._store.append_round(run_id, record)
-            self._save(run_id, round_num + 1, algorithm, context)
-            self._store.move(run_id, ExperimentStatus.RUNNING, rounds_done=round_num + 1)
-            self._observer.round_done(run_id, record)
-        self._finish(run_id, config, algorithm)
+            self._save(course)
+        self._observer.started(run_id, course.next_round, config.rounds)
+        while course.next_round < config.rounds and not course.stopper.is_over:
+            self._run_one(course, config, model)
+        self._finish(course, config)
+
+    def _run_one(self, course: "_Course", config: ExperimentConfig, model: TorchModel) -> None:
+        """Run the next round, and have it on disk before anybody is told."""
+        round_num, algorithm = course.next_round, course.algorithm
+        is_evaluated = _is_evaluated(round_num, config)
+        collector = MetricsCollector(_evaluator(course.context) if is_evaluated else None)
+        record = run_round(
+            round_num, context=course.context, algorithm=algorithm, model=model, collector=collector
+        )
+        if course.stopper.see(record) and course.stopper.restores:
+            course.best = algorithm.parameters
+        course.next_round = round_num + 1
+        self._store.append_round(course.run_id, record)
+        self._save(course)
+        self._store.move(course.run_id, ExperimentStatus.RUNNING, rounds_done=course.next_round)
+        self._observer.round_done(course.run_id, record)
 
     def _agree(
-        self, run_id: str, config: ExperimentConfig, fleet: Fleet
+        self, run_id: str, config: ExperimentConfig, fleet: Fleet, chosen: tuple[str, ...]
     ) -> tuple[Agreement, TorchModel]:
         """Log in, propose the plan, wait for its approval; and build the starting model."""
         fewest = config.min_sites or len(fleet.site_ids)
@@ -171,8 +192,8 @@ class ExperimentOrchestrator(OrchestratorInterface):
         sites = described.ok
         schema = require_alike(sites, config.dataset)
         model = _initial_model(config, schema)
-        algorithm = build_algorithm(config.algorithm.name, model.get_parameters())
-        proposed = propose(fleet, sites, config, algorithm, run_id=run_id)
+        spec = ALGORITHMS[config.algorithm.name].spec(config.algorithm)
+        proposed = propose(fleet, sites, config, spec, run_id=run_id)
         proposed.require(fewest, what="proposal of the plan")
         approved = wait_for_approval(
             fleet,
@@ -181,12 +202,11 @@ class ExperimentOrchestrator(OrchestratorInterface):
             waiting=lambda site_ids: self._observer.waiting(run_id, site_ids),
         )
         approved.require(fewest, what="approval of the plan")
-        wanted = set(config.participants or fleet.site_ids)
         failed = {**logins.failed, **described.failed, **proposed.failed, **approved.failed}
         Answers(
-            ok={site: plan for site, plan in approved.ok.items() if site in wanted},
-            failed={site: error for site, error in failed.items() if site in wanted},
-        ).require(_min_sites(config, fleet), what="preparation of the participants")
+            ok={site: plan for site, plan in approved.ok.items() if site in chosen},
+            failed={site: error for site, error in failed.items() if site in chosen},
+        ).require(config.min_sites or len(chosen), what="preparation of the participants")
         agreement = Agreement(
             schema=schema,
             plan_ids={site: decision["plan_id"] for site, decision in approved.ok.items()},
@@ -194,25 +214,32 @@ class ExperimentOrchestrator(OrchestratorInterface):
         )
         return agreement, model
 
-    def _save(
-        self, run_id: str, next_round: int, algorithm: Algorithm, context: RoundContext
-    ) -> None:
+    def _save(self, course: "_Course") -> None:
+        algorithm = course.algorithm
         checkpoint = Checkpoint(
-            next_round=next_round,
+            next_round=course.next_round,
             parameters=algorithm.parameters,
-            preprocessing=context.preprocessing,
+            preprocessing=course.context.preprocessing,
+            state=algorithm.state,
+            counted=algorithm.counted,
+            best=course.best,
         )
-        self._store.save_checkpoint(run_id, checkpoint)
+        self._store.save_checkpoint(course.run_id, checkpoint)
 
-    def _finish(self, run_id: str, config: ExperimentConfig, algorithm: Algorithm) -> None:
-        rounds = self._store.rounds(run_id)
+    def _finish(self, course: "_Course", config: ExperimentConfig) -> None:
+        rounds = self._store.rounds(course.run_id)
+        parameters = course.best or course.algorithm.parameters
+        chosen_round = course.stopper.best_round if course.best else None
         results = {
             "seed": config.seed,
             "dataset": config.dataset,
-            "parameters_sha256": digest(algorithm.parameters),
-            "metrics": MetricsCollector().collect_experiment_metrics({"rounds": rounds}),
+            "parameters_sha256": digest(parameters),
+            "stopped_early": course.next_round < config.rounds,
+            "metrics": MetricsCollector().collect_experiment_metrics(
+                {"rounds": rounds, "chosen_round": chosen_round}
+            ),
         }
-        self._store.save_results(run_id, results, algorithm.parameters)
+        self._store.save_results(course.run_id, results, parameters)
 
     def _move(self, run_id: str, status: ExperimentStatus, message: str = "") -> None:
         self._store.move(run_id, status, message=message)
@@ -220,26 +247,29 @@ class ExperimentOrchestrator(OrchestratorInterface):
             self._observer.finished(run_id, status, message)
 
 
+@dataclass(slots=True, kw_only=True)
+class _Course:
+    """Where a run stands: what changes from round to round, and a checkpoint keeps."""
+
+    run_id: str
+    next_round: int
+    algorithm: Algorithm
+    context: RoundContext
+    stopper: Stopper
+    best: Parameters
+
+
+def _stopper(
+    config: ExperimentConfig, rounds: Sequence[Mapping[str, Any]], saved: Checkpoint | None
+) -> Stopper:
+    """Give a stopper that has seen the rounds before the checkpoint."""
+    done = saved.next_round if saved else 0
+    return Stopper(config.early_stopping, [r for r in rounds if r["round_num"] < done])
+
+
 def new_run_id(name: str) -> str:
     """Give an id that sorts by time and is not given twice."""
     return f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-
-
-def _require_known(config: ExperimentConfig, fleet: Fleet) -> None:
-    unknown = sorted(set(config.participants or ()) - set(fleet.site_ids))
-    if unknown:
-        raise ConfigurationError(
-            f"participants: {', '.join(unknown)} not in {config.sites}; "
-            f"there are: {', '.join(fleet.site_ids)}"
-        )
-    if config.min_sites is not None and config.min_sites > len(fleet.site_ids):
-        raise ConfigurationError(
-            f"min_sites is {config.min_sites}, but {config.sites} has {len(fleet.site_ids)} sites"
-        )
-
-
-def _min_sites(config: ExperimentConfig, fleet: Fleet) -> int:
-    return config.min_sites or len(config.participants or fleet.site_ids)
 
 
 def _initial_model(config: ExperimentConfig, schema: DataSchema) -> TorchModel:
@@ -255,7 +285,7 @@ def _statistics(
     config: ExperimentConfig, fleet: Fleet, agreement: Agreement, participants: tuple[str, ...]
 ) -> Preprocessing:
     answers = collect_statistics(fleet, agreement.plan_ids, participants)
-    answers.require(_min_sites(config, fleet), what="statistics")
+    answers.require(config.min_sites or len(participants), what="statistics")
     return agree_on_preprocessing(list(answers.ok.values()), config.training.positive_weight)
 
 
@@ -268,7 +298,8 @@ def _evaluator(
 ) -> Callable[[int, ModelInterface], Mapping[str, EvaluationReport]]:
     def evaluate(round_num: int, model: ModelInterface) -> Mapping[str, EvaluationReport]:
         answers = evaluate_at_sites(round_num, model, context)
-        answers.require(context.min_sites, what=f"evaluation of round {round_num}")
+        fewest = context.min_sites or len(context.plan_ids)
+        answers.require(fewest, what=f"evaluation of round {round_num}")
         return answers.ok
 
     return evaluate

@@ -52,15 +52,20 @@ class MetricsCollector(MetricsCollectorInterface):
         return record
 
     def collect_experiment_metrics(self, experiment_results: dict[str, Any]) -> dict[str, Any]:
-        """See `MetricsCollectorInterface`; of `experiment_results` it reads `rounds`.
+        """See `MetricsCollectorInterface`.
+
+        Of `experiment_results` it reads `rounds` and, where there is one, `chosen_round`: the round
+        whose model is the run's, by default the last.
 
         Returns:
-            `rounds` (how many), `final` (metrics of the last evaluated round), `best` (round and
-            validation PR-AUC where that was highest), `seconds` (all rounds together).
+            `rounds` (how many), `final` (metrics of the run's model), `best` (round and validation
+            PR-AUC where that was highest), `seconds` (all rounds together).
         """
         rounds: list[dict[str, Any]] = experiment_results.get("rounds", [])
+        chosen = experiment_results.get("chosen_round")
         evaluated = [record for record in rounds if "global" in record]
-        final = evaluated[-1] if evaluated else {}
+        candidates = [r for r in evaluated if chosen is None or r["round_num"] == chosen]
+        final = candidates[-1] if candidates else {}
         judged = [r for r in evaluated if not math.isnan(r["validation"]["pr_auc"])]
         best = max(judged, key=lambda r: r["validation"]["pr_auc"], default=None)
         return {

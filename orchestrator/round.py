@@ -1,20 +1,24 @@
 """One round, from the algorithm's configuration to the committed global model."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
+
+import numpy as np
 
 from core.exceptions import AggregationError
 from core.interfaces import ModelInterface
 from core.messages import (
+    ClientUpdate,
     EvaluateRequest,
     EvaluationReport,
     ModelSpec,
     Preprocessing,
-    TrainingSettings,
 )
+from core.seeds import derive_seed
 from orchestrator.algorithms import Algorithm
+from orchestrator.configuration import Participation
 from orchestrator.fleet import Answers, Fleet
 from orchestrator.metrics import MetricsCollector
 
@@ -25,22 +29,30 @@ class RoundContext:
 
     Attributes:
         plan_ids: The approved plan of each site.
-        participants: The sites that train.
+        participants: The sites that may train.
+        participation: How many of them train in a round.
         rows: Rows that each site has registered.
-        min_sites: Fewest updates that make a round.
+        min_sites: Fewest updates that make a round; by default every site drawn for it.
         deadline_s: Longest a site may take for one request.
     """
 
     fleet: Fleet
     plan_ids: Mapping[str, str]
     participants: tuple[str, ...]
+    participation: Participation
     rows: Mapping[str, int]
-    min_sites: int
+    min_sites: int | None
     seed: int
     model: ModelSpec
-    training: TrainingSettings
     preprocessing: Preprocessing
     deadline_s: float
+
+    def draw(self, round_num: int) -> tuple[str, ...]:
+        """Give the sites that train in round `round_num`, sorted; the same whenever asked."""
+        size = self.participation.draw_size(len(self.participants))
+        seed = derive_seed(self.seed, round_num, "participation")
+        drawn = np.random.default_rng(seed).permutation(sorted(self.participants))[:size]
+        return tuple(sorted(drawn.tolist()))
 
 
 def run_round(
@@ -56,12 +68,15 @@ def run_round(
     Afterwards `algorithm.parameters` and `model` hold the new global parameters.
 
     Raises:
-        ExperimentError: Fewer than `min_sites` answered; it names who is missing and why.
-        AggregationError: An update does not fit; it names the site.
+        ExperimentError: Fewer than `min_sites` sent an update that fits; it names who is missing
+            and why.
+        AggregationError: The updates cannot be combined.
     """
     begin = time.perf_counter()
-    answers = train_at_sites(round_num, context, algorithm)
-    answers.require(context.min_sites, what=f"round {round_num}", round_num=round_num)
+    drawn = context.draw(round_num)
+    answers = train_at_sites(round_num, drawn, context, algorithm)
+    fewest = context.min_sites or len(drawn)
+    answers.require(fewest, what=f"round {round_num}", round_num=round_num)
     updates = list(answers.ok.values())
     trained = time.perf_counter()
 
@@ -70,6 +85,10 @@ def run_round(
     aggregated = time.perf_counter()
 
     record = collector.collect_round_metrics(round_num, model, updates)
+    record["aggregation"] = {
+        "method": algorithm.aggregator.method,
+        "sites": dict(algorithm.last_shares),
+    }
     record["missing"] = {site_id: str(error) for site_id, error in answers.failed.items()}
     record["seconds"] = {
         "train": trained - begin,
@@ -81,9 +100,9 @@ def run_round(
 
 
 def train_at_sites(
-    round_num: int, context: RoundContext, algorithm: Algorithm
+    round_num: int, site_ids: Sequence[str], context: RoundContext, algorithm: Algorithm
 ) -> Answers[dict[str, Any]]:
-    """Send the global model to every participant and give their updates."""
+    """Send the global model to these sites and give their updates; one that does not fit failed."""
     config = algorithm.configure_client_training(round_num)
 
     def train(site_id: str) -> dict[str, Any]:
@@ -94,13 +113,14 @@ def train_at_sites(
                 "plan_id": context.plan_ids[site_id],
                 "seed": context.seed,
                 "model": context.model,
-                "training": context.training,
                 "preprocessing": context.preprocessing,
                 "deadline_s": context.deadline_s,
                 **config,
+                **algorithm.configure_site(site_id),
             },
             site_id,
         )
+        algorithm.require_valid(cast("ClientUpdate", update))
         if update["num_samples"] > context.rows[site_id]:
             raise AggregationError(
                 f"{site_id}: claims {update['num_samples']} samples, "
@@ -109,7 +129,7 @@ def train_at_sites(
             )
         return update
 
-    return context.fleet.ask(context.participants, train)
+    return context.fleet.ask(site_ids, train)
 
 
 def evaluate_at_sites(

@@ -14,9 +14,9 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -34,6 +34,7 @@ from orchestrator.configuration import ExperimentConfig
 from orchestrator.files import write_whole
 
 _CHECKPOINTS_KEPT = 3
+_STATE = "state:"
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -64,11 +65,17 @@ class Checkpoint:
         next_round: The round to run next.
         parameters: The global parameters before it.
         preprocessing: What was agreed before round 0.
+        state: The algorithm's, by its symbol.
+        counted: The last round in which each site's update counted.
+        best: The parameters of the best round, for early stopping; empty when none are kept.
     """
 
     next_round: int
     parameters: Parameters
     preprocessing: Preprocessing
+    state: Mapping[str, Parameters] = field(default_factory=dict)
+    counted: Mapping[str, int] = field(default_factory=dict)
+    best: Parameters = field(default_factory=dict)
 
 
 class RunStore:
@@ -231,8 +238,16 @@ class RunStore:
         state = {
             "next_round": checkpoint.next_round,
             "preprocessing": checkpoint.preprocessing,
+            "counted": dict(checkpoint.counted),
         }
-        blob = safetensors.torch.save(checkpoint.parameters, {"state": json.dumps(state)})
+        groups = {"parameters": checkpoint.parameters, "best": checkpoint.best}
+        groups |= {f"{_STATE}{symbol}": values for symbol, values in checkpoint.state.items()}
+        tensors = {  # a copy each: safetensors refuses tensors that share memory
+            f"{group}/{name}": tensor.clone()
+            for group, values in groups.items()
+            for name, tensor in values.items()
+        }
+        blob = safetensors.torch.save(tensors, {"state": json.dumps(state)})
         write_whole(folder / f"round_{checkpoint.next_round:06}.safetensors", blob)
         for old in sorted(folder.glob("round_*.safetensors"))[:-_CHECKPOINTS_KEPT]:
             old.unlink()
@@ -249,10 +264,18 @@ class RunStore:
         try:
             with safetensors.safe_open(paths[-1], framework="pt") as blob:
                 state = json.loads(blob.metadata()["state"])
+            groups = _by_group(safetensors.torch.load_file(paths[-1]))
             return Checkpoint(
                 next_round=state["next_round"],
-                parameters=safetensors.torch.load_file(paths[-1]),
+                parameters=groups["parameters"],
                 preprocessing=state["preprocessing"],
+                state={
+                    group.removeprefix(_STATE): values
+                    for group, values in groups.items()
+                    if group.startswith(_STATE)
+                },
+                counted=state["counted"],
+                best=groups.get("best", {}),
             )
         except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError) as exc:
             raise ExperimentError(
@@ -289,6 +312,14 @@ class RunStore:
         except SQLAlchemyError as exc:
             cause = getattr(exc, "orig", None) or exc
             raise ExperimentError(f"{self.root / 'index.db'} cannot be used: {cause}") from exc
+
+
+def _by_group(tensors: Parameters) -> dict[str, Parameters]:
+    groups: dict[str, Parameters] = {}
+    for full_name, tensor in tensors.items():
+        group, _, name = full_name.partition("/")
+        groups.setdefault(group, {})[name] = tensor
+    return groups
 
 
 def _is_cut_short(stream: BinaryIO) -> bool:

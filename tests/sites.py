@@ -42,6 +42,7 @@ TRAINING = {
     "momentum": 0.0,
     "weight_decay": 0.0,
     "gradient_clip": None,
+    "focal_gamma": 0.0,
 }
 FEDAVG = {"name": "fedavg", "hyperparameters": {}}
 PROBE = {"name": "probe", "hyperparameters": {}}

@@ -16,10 +16,7 @@ from multiprocessing.connection import Connection
 
 import torch
 
-from core import wire
-from core.exceptions import FederatedLearningError
-from datasite.failures import as_failure
-from datasite.training.work import Job, Worker
+from datasite.training.work import Assignment, Job, Worker, perform
 
 
 def main(jobs_fd: int, lifeline_fd: int, threads: int) -> None:
@@ -32,17 +29,11 @@ def main(jobs_fd: int, lifeline_fd: int, threads: int) -> None:
         while True:
             try:
                 job: Job = json.loads(pipe.recv_bytes())
-                request = pipe.recv_bytes()
+                assignment = Assignment(job, pipe.recv_bytes(), pipe.recv_bytes())
             except EOFError:
                 return
-            pipe.send_bytes(_perform(worker, job, request))
-
-
-def _perform(worker: Worker, job: Job, request: bytes) -> bytes:
-    try:
-        return worker.perform(job, request)
-    except FederatedLearningError as exc:
-        return wire.encode(as_failure(exc, site_id=job["site_id"]))
+            for part in perform(worker, assignment):
+                pipe.send_bytes(part)
 
 
 def _end_with_the_site(lifeline_fd: int) -> None:

@@ -1,4 +1,4 @@
-"""The trainer's work: a job and a request in, a reply out. Pure but for a cache of prepared data.
+"""The trainer's work: an assignment in, a reply out. Pure but for a cache of prepared data.
 
 The same function runs in the site's trainer process and, for whole federations in memory, in the
 caller's own.
@@ -9,23 +9,23 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import safetensors.torch
 import torch
 from torch.nn import functional
 from typing_extensions import TypedDict
 
 from core import wire
 from core.evaluation import count_scores
-from core.exceptions import DataSiteError
+from core.exceptions import DataSiteError, FederatedLearningError
 from core.messages import (
     ClientUpdate,
     EvaluateRequest,
     EvaluationReport,
-    Message,
     Parameters,
     Preprocessing,
     ScoreCounts,
@@ -40,9 +40,10 @@ from core.seeds import derive_seed
 from datasite.data.features import make_features
 from datasite.data.statistics import sum_statistics
 from datasite.data.windows import Part, Parts, prepare_parts
+from datasite.failures import as_failure
 from datasite.registry import file_sha256
 from datasite.training.fit import Fitted, fit
-from datasite.training.objectives import PROBE, PROBE_STEP, build_objective
+from datasite.training.objectives import PROBE, PROBE_STEP, Objective, Task, build_objective
 
 T = TypeVar("T")
 
@@ -60,6 +61,32 @@ class Job(TypedDict):
     split: SplitSettings
 
 
+class Assignment(NamedTuple):
+    """One piece of work.
+
+    Attributes:
+        job: Where the data lie.
+        request: The encoded request.
+        state: What the site keeps for the algorithm, as `Done.state` was; empty for nothing.
+    """
+
+    job: Job
+    request: bytes
+    state: bytes = b""
+
+
+class Done(NamedTuple):
+    """What came of it.
+
+    Attributes:
+        reply: The encoded reply.
+        state: To be kept at the site for the algorithm's next round; empty for nothing.
+    """
+
+    reply: bytes
+    state: bytes = b""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Tensors:
     inputs: torch.Tensor
@@ -73,43 +100,48 @@ class Worker:
         self._parts: OrderedDict[str, Parts] = OrderedDict()
         self._tensors: OrderedDict[str, _Tensors] = OrderedDict()
 
-    def perform(self, job: Job, request: bytes) -> bytes:
-        """Give the encoded reply to `request`.
+    def perform(self, assignment: Assignment) -> Done:
+        """Do the work.
 
         Raises:
             FederatedLearningError: As the work demands; the carrier turns it into a `Failure`.
         """
-        message = wire.decode(request)
-        reply: Message
+        job = assignment.job
+        message = wire.decode(assignment.request)
         match message["kind"]:
             case "train":
-                reply = self._train(job, message)
+                return self._train(job, message, assignment.state)
             case "evaluate":
-                reply = self._evaluate(job, message)
+                return Done(wire.encode(self._evaluate(job, message)))
             case "statistics":
-                reply = self._statistics(job)
+                return Done(wire.encode(self._statistics(job)))
             case kind:
                 raise DataSiteError(f"{job['site_id']}: a {kind!r} request is no work")
-        return wire.encode(reply)
 
-    def _train(self, job: Job, request: TrainRequest) -> ClientUpdate:
+    def _train(self, job: Job, request: TrainRequest, state: bytes) -> Done:
         begin = time.perf_counter()
         if request["algorithm"]["name"] == PROBE:
-            return _probe(job, request, begin)
+            return Done(wire.encode(_probe(job, request, begin)))
         data = self._standardised(job, "train", request["preprocessing"])
         model = _build(request, data.inputs)
+        objective = _objective(request, state)
         fitted = fit(
             model,
             data.inputs,
             data.labels,
             settings=request["training"],
             positive_weight=request["preprocessing"]["positive_weight"],
-            objective=build_objective(request["algorithm"], request["parameters"]),
+            objective=objective,
             seed=derive_seed(request["seed"], request["round_num"], job["site_id"], "batches"),
         )
         parameters = model.get_parameters()
         require_finite(parameters, whose=job["site_id"])
-        return _update(job, request, parameters, fitted, begin)
+        outcome = objective.outcome(parameters, fitted.num_steps)
+        update = _update(job, request, parameters, fitted, begin)
+        if outcome.control:
+            update["control"] = outcome.control
+        kept = safetensors.torch.save(outcome.state) if outcome.state else b""
+        return Done(wire.encode(update), kept)
 
     def _evaluate(self, job: Job, request: EvaluateRequest) -> EvaluationReport:
         model = _build(request, self._standardised(job, "test", request["preprocessing"]).inputs)
@@ -154,6 +186,14 @@ class Worker:
         return self._tensors[key]
 
 
+def perform(worker: Worker, assignment: Assignment) -> Done:
+    """Have `worker` do it; what goes wrong in the work comes as an encoded `Failure`."""
+    try:
+        return worker.perform(assignment)
+    except FederatedLearningError as exc:
+        return Done(wire.encode(as_failure(exc, site_id=assignment.job["site_id"])))
+
+
 def _keep(kept: OrderedDict[str, T], key: str, value: T, limit: int = _KEPT) -> None:
     kept[key] = value
     while len(kept) > limit:
@@ -195,6 +235,17 @@ def _build(request: TrainRequest | EvaluateRequest, inputs: torch.Tensor) -> Tor
     return load_model(
         request["model"], request["parameters"], sensors=sensors, window_steps=window_steps
     )
+
+
+def _objective(request: TrainRequest, state: bytes) -> Objective:
+    task = Task(
+        hyperparameters=request["algorithm"]["hyperparameters"],
+        received=request["parameters"],
+        learning_rate=request["training"]["learning_rate"],
+        control=request.get("control", {}),
+        state=safetensors.torch.load(state) if state else {},
+    )
+    return build_objective(request["algorithm"], request["training"], task)
 
 
 def _update(

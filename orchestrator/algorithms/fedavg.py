@@ -1,28 +1,28 @@
 """FedAvg: the mean of the sites' models, weighted by how many samples each trained on.
 
-    w <- Σ_k p_k w_k,  p_k = n_k / Σ n
+    w ← Σ_k p_k w_k,  p_k = n_k / Σ n
 
 McMahan et al., AISTATS 2017, https://arxiv.org/abs/1602.05629, algorithm 1.
 """
 
 from collections.abc import Sequence
+from typing import ClassVar, Literal
 
-from core.enums import FederatedAlgorithm
-from core.messages import AlgorithmSpec, ClientUpdate, Parameters
-from core.parameters import weighted_sum
-from orchestrator.algorithms.base import Algorithm
+from core.messages import ClientUpdate
+from orchestrator.algorithms.base import Algorithm, AlgorithmSettings, Step, contribution
+
+
+class FedAvgSettings(AlgorithmSettings):
+    """FedAvg has no hyper-parameters."""
+
+    name: Literal["fedavg"] = "fedavg"
 
 
 class FedAvg(Algorithm):
     """Federated averaging; see the module for the equation."""
 
-    def spec(self) -> AlgorithmSpec:
-        """See `Algorithm.spec`."""
-        return AlgorithmSpec(name=FederatedAlgorithm.FEDAVG.value, hyperparameters={})
+    Settings: ClassVar[type[AlgorithmSettings]] = FedAvgSettings
 
-    def _combine(self, updates: Sequence[ClientUpdate]) -> Parameters:
-        total = sum(update["num_samples"] for update in updates)
-        return weighted_sum(
-            [update["parameters"] for update in updates],
-            [update["num_samples"] / total for update in updates],
-        )
+    def _step(self, updates: Sequence[ClientUpdate]) -> Step:
+        combined = self.combine([contribution(update) for update in updates])
+        return Step(parameters=self.as_global(combined.parameters), sites=combined.sites)

@@ -21,7 +21,7 @@ from core.commands import echo_table
 from core.configuration import parse, read_yaml
 from core.enums import DataDistribution
 from orchestrator.communication.live import over_pysyft
-from orchestrator.configuration import ExperimentConfig
+from orchestrator.configuration import ExperimentConfig, Participation
 from orchestrator.experiment import ExperimentOrchestrator, new_run_id
 from orchestrator.observer import Observer
 from orchestrator.progress import best_observer
@@ -123,7 +123,7 @@ def _run_alone(
         site.site_id: config.model_copy(
             update={
                 "name": f"demo-{site.site_id}-alone",
-                "participants": (site.site_id,),
+                "participation": Participation(sites=(site.site_id,)),
                 "evaluation": config.evaluation.model_copy(update={"every": config.rounds}),
             }
         )

@@ -45,6 +45,7 @@ CONFIG: dict[str, Any] = {
         "momentum": 0.0,
         "weight_decay": 0.0,
         "gradient_clip": None,
+        "focal_gamma": 0.0,
     },
     "preprocessing": {"mean": [0.0], "scale": [1.0], "positive_weight": 1.0},
     "deadline_s": 20.0,

@@ -135,7 +135,7 @@ def test_a_participant_that_is_not_there_is_named(federation: Federation) -> Non
     """Two of three sites are enough for the federation, but one of the two participants is away."""
     handlers = {**federation.handlers(), "factory-2": unreachable}
     orchestrator = federation.orchestrator(handlers=handlers)
-    settings = federation.settings(min_sites=2, participants=["factory-1", "factory-2"])
+    settings = federation.settings(min_sites=2, participation={"sites": ["factory-1", "factory-2"]})
     orchestrator.setup_experiment({**settings, "experiment_id": "one"})
     with pytest.raises(CommunicationError, match="factory-2: connection refused") as caught:
         orchestrator.run_experiment("one")

@@ -8,8 +8,12 @@ import torch
 from core.exceptions import AggregationError, ModelError
 from core.messages import Parameters
 from core.parameters import (
+    as_float64,
+    cast_like,
     count,
+    difference,
     digest,
+    l2_norm,
     largest_difference,
     require_finite,
     require_same_layout,
@@ -171,6 +175,81 @@ def test_the_largest_difference_does_not_hide_a_nan() -> None:
     """NaN is found wherever it stands, also behind a larger number."""
     left = {"a": torch.tensor([1.0]), "b": torch.tensor([math.nan])}
     assert math.isnan(largest_difference(left, {"a": torch.tensor([9.0]), "b": torch.zeros(1)}))
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str
+)
+def test_float64_and_back_is_the_same_bits(dtype: torch.dtype) -> None:
+    """Every narrower number is a float64 exactly, -0.0 too; counters are not touched."""
+    narrow = {**layer(-0.0, 0.1, 3e4, dtype=dtype), "steps": torch.tensor(2**62 + 1)}
+    wide = as_float64(narrow)
+    assert [tensor.dtype for tensor in wide.values()] == [torch.float64, torch.int64]
+    assert digest(cast_like(wide, narrow)) == digest(narrow)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_casting_gives_memory_of_its_own(dtype: torch.dtype) -> None:
+    """Also where no dtype changes: a copy may be changed in place."""
+    given = {**layer(1.0, dtype=dtype), "steps": torch.tensor(5)}
+    for copied in (as_float64(given), cast_like(given, given)):
+        for tensor in copied.values():
+            tensor.zero_()
+    assert (given["w"].tolist(), given["steps"].item()) == ([1.0], 5)
+
+
+def test_casting_rounds_once() -> None:
+    """1 + 2^-25 lies below half a step of float32 and is 1; 1e39 is beyond its largest number."""
+    cast = cast_like(layer(1 + 2**-25, 1e39, dtype=torch.float64), layer(0.0, 0.0))
+    assert cast["w"].tolist() == [1.0, math.inf]
+
+
+def test_casting_refuses_a_fractional_counter() -> None:
+    """2.5 steps would silently become 2."""
+    with pytest.raises(ModelError, match=r"cannot cast 'steps' from torch.float32 to torch.int64"):
+        cast_like({"steps": torch.tensor(2.5)}, {"steps": torch.tensor(0)})
+
+
+def test_casting_refuses_other_names() -> None:
+    """A name without a dtype to take is a mistake; both sides are named."""
+    with pytest.raises(ModelError, match="only one side has v, w"):
+        cast_like(layer(1.0), {"v": torch.tensor(1.0)})
+
+
+def test_the_difference_is_worked_by_hand() -> None:
+    """Left minus right, floating tensors only."""
+    # [3, 1] - [1, 2] = [2, -1]
+    delta = difference(model(w=torch.tensor([3.0, 1.0]), steps=torch.tensor(9)), model())
+    assert delta.keys() == {"w"}
+    assert (delta["w"].tolist(), delta["w"].dtype) == ([2.0, -1.0], torch.float64)
+
+
+def test_the_difference_is_taken_in_float64() -> None:
+    """float32 would round 1 + 1e8 to 1e8 first; both operands may have either dtype."""
+    # 1 - (-1e8) = 100000001
+    assert difference(layer(1.0), layer(-1e8))["w"].tolist() == [100000001.0]
+    assert difference(layer(0.5, dtype=torch.float64), layer(1.0))["w"].tolist() == [-0.5]
+
+
+def test_the_norm_is_over_all_floating_tensors_as_one_vector() -> None:
+    """The counter 99 does not count."""
+    # sqrt(2^2 + 3^2 + 6^2) = 7
+    parameters = {"w": torch.tensor([[2.0], [3.0]]), "b": torch.tensor(6.0)}
+    assert l2_norm({**parameters, "steps": torch.tensor(99)}) == 7.0
+    assert l2_norm({"steps": torch.tensor(99)}) == l2_norm({}) == l2_norm(layer()) == 0.0
+
+
+def test_the_norm_neither_overflows_nor_vanishes() -> None:
+    """In float32 the squares would be infinity and 0."""
+    # 5 = sqrt(3^2 + 4^2), at both ends of float32
+    assert l2_norm(layer(3e38, 0.0)) == pytest.approx(3e38)
+    assert l2_norm({**layer(3e37), "b": torch.tensor(4e37)}) == pytest.approx(5e37)
+    assert l2_norm(layer(3e-30, 4e-30)) == pytest.approx(5e-30)
+
+
+def test_the_norm_of_a_nan_is_nan() -> None:
+    """It is not lost among the others."""
+    assert math.isnan(l2_norm({**layer(1.0), "b": torch.tensor(math.nan)}))
 
 
 def test_count_gives_the_number_of_scalars() -> None:

@@ -5,7 +5,6 @@ the gradient of the loss is (1/2, -1/2).
 """
 
 import math
-from collections.abc import Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -14,9 +13,9 @@ import torch
 from torch import nn
 
 from core.exceptions import ConfigurationError
-from core.messages import Parameters, TrainingSettings
-from datasite.training.fit import Fitted, build_optimizer, fit
-from datasite.training.objectives import FedAvg, Objective
+from core.messages import TrainingSettings
+from datasite.training.fit import Fitted, build_optimizer, fit, mean_loss
+from datasite.training.objectives import Objective, Task
 
 
 class Line(nn.Module):
@@ -31,17 +30,16 @@ class Line(nn.Module):
         return x[:, 0] * self.weight
 
 
-class Pull:
-    """An objective that adds the sum of the weights: a gradient of (1, 1)."""
+class Pull(Objective):
+    """An objective that adds a gradient of (1, 1)."""
 
-    hyperparameters: frozenset[str] = frozenset()
+    def correct_gradients(self, model: nn.Module) -> None:
+        """Add 1 to each."""
+        for parameter in model.parameters():
+            cast("torch.Tensor", parameter.grad).add_(1.0)
 
-    def __init__(self, hyperparameters: Mapping[str, float], received: Parameters) -> None:
-        pass
 
-    def penalty(self, model: nn.Module) -> torch.Tensor | None:
-        """Give the sum of the weights."""
-        return cast("torch.Tensor", model.weight).sum()
+NOTHING = Task(hyperparameters={}, received={}, learning_rate=0.1)
 
 
 def settings(**changes: object) -> TrainingSettings:
@@ -54,6 +52,7 @@ def settings(**changes: object) -> TrainingSettings:
         "momentum": 0.0,
         "weight_decay": 0.0,
         "gradient_clip": None,
+        "focal_gamma": 0.0,
     }
     return cast("TrainingSettings", {**plain, **changes})
 
@@ -75,7 +74,7 @@ def run(
         torch.tensor(y),
         settings=settings(**changes),
         positive_weight=positive_weight,
-        objective=objective or FedAvg({}, {}),
+        objective=objective or Objective(NOTHING),
         seed=seed,
     )
 
@@ -165,10 +164,42 @@ def test_a_failure_counts_by_its_weight_in_a_weighted_mean() -> None:
     assert fitted(x, y, positive_weight=3.0) == pytest.approx([-0.025, 0.025])
 
 
-def test_the_objective_adds_its_penalty() -> None:
+def test_the_objective_adds_its_part() -> None:
     """(1/2, −1/2) + (1, 1) = (1.5, 0.5)."""
-    found = fitted([1.0], [1], objective=Pull({}, {}))
-    assert found == pytest.approx([-0.15, -0.05])
+    assert fitted([1.0], [1], objective=Pull(NOTHING)) == pytest.approx([-0.15, -0.05])
+
+
+def test_the_objectives_part_is_not_clipped() -> None:
+    """The data's gradient shrinks to a tenth, (0.05, −0.05), and (1, 1) comes whole."""
+    found = fitted([1.0], [1], objective=Pull(NOTHING), gradient_clip=math.sqrt(0.5) / 10)
+    assert found == pytest.approx([-0.105, -0.095], abs=1e-6)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
+def test_the_focal_loss_follows_its_formula(gamma: float) -> None:
+    """Logits (0, 1), a row of each label, weights 3 and 1: p = 1/(1+e^−1), and 1 − p."""
+    logits, labels = torch.tensor([[0.0, 1.0], [0.0, 1.0]]), torch.tensor([1, 0])
+    p = 1 / (1 + math.exp(-1))
+    expected = (3 * (1 - p) ** gamma * -math.log(p) + p**gamma * -math.log(1 - p)) / 4
+    found = mean_loss(logits, labels, torch.tensor([1.0, 3.0]), gamma)
+    assert found.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_focal_loss_without_focus_is_cross_entropy() -> None:
+    """As γ goes to 0 both meet; a row that is surely right still has a finite gradient."""
+    logits = torch.tensor([[0.0, 40.0], [1.0, 0.0]], requires_grad=True)
+    labels, weights = torch.tensor([1, 1]), torch.ones(2)
+    near = mean_loss(logits, labels, weights, 1e-7)
+    assert near.item() == pytest.approx(mean_loss(logits, labels, weights, 0.0).item(), rel=1e-4)
+    mean_loss(logits, labels, weights, 0.5).backward()  # type: ignore[no-untyped-call]
+    assert logits.grad is not None
+    assert bool(torch.isfinite(logits.grad).all())
+
+
+def test_the_focal_loss_takes_effect() -> None:
+    """At p = 1/2 and γ = 2 its slope is p (1 − p)² (−2 ln p) + (1 − p)³ = 0.29829, and not 1/2."""
+    found = fitted([1.0], [1], focal_gamma=2.0)
+    assert found == pytest.approx([-0.029829, 0.029829], abs=1e-6)
 
 
 def test_the_seed_decides_the_order_of_the_batches() -> None:

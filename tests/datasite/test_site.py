@@ -37,13 +37,14 @@ from core import wire
 from core.codehash import installed_code_hash
 from core.enums import PrivacyLevel
 from core.messages import Message
+from core.models import available_models
 from core.parameters import digest
 from core.plans import PlanStatus
 from datasite.ledger import AuditRow, PlanRow
 from datasite.site import FactoryDataSite
 from datasite.trainer import InlineTrainer
 from datasite.training.objectives import PROBE_STEP
-from datasite.training.work import Job
+from datasite.training.work import Assignment, Done
 
 SECRET = "SECRET ROW 42"
 
@@ -69,11 +70,11 @@ class Replies:
     def __init__(self, reply: Message | Exception) -> None:
         self.reply = reply
 
-    def perform(self, job: Job, request: bytes, *, deadline_s: float) -> bytes:
+    def perform(self, assignment: Assignment, *, deadline_s: float) -> Done:
         """Give the reply, or raise it."""
         if isinstance(self.reply, Exception):
             raise self.reply
-        return wire.encode(self.reply)
+        return Done(wire.encode(self.reply))
 
     def close(self) -> None:
         """Nothing to end."""
@@ -86,10 +87,10 @@ class Counts(InlineTrainer):
         super().__init__()
         self.deadlines_s: list[float] = []
 
-    def perform(self, job: Job, request: bytes, *, deadline_s: float) -> bytes:
+    def perform(self, assignment: Assignment, *, deadline_s: float) -> Done:
         """Train in the calling thread."""
         self.deadlines_s.append(deadline_s)
-        return super().perform(job, request, deadline_s=deadline_s)
+        return super().perform(assignment, deadline_s=deadline_s)
 
 
 @pytest.mark.parametrize(
@@ -123,8 +124,8 @@ def test_a_site_describes_itself_to_anybody(site: FactoryDataSite) -> None:
     assert reply["datasite_id"] == "factory-1"
     assert reply["status"] == "ONLINE"
     assert reply["code_hash"] == installed_code_hash()
-    assert reply["models"] == ["cnn"]
-    assert reply["algorithms"] == ["fedavg", "probe"]
+    assert reply["models"] == available_models()
+    assert {"fedavg", "fedprox", "feddyn", "fednova", "probe"} <= set(reply["algorithms"])
     (dataset,) = reply["datasets"]
     assert (dataset["name"], dataset["version"], dataset["rows"]) == ("press", 1, 100)
     assert [column["name"] for column in dataset["schema"]["columns"]] == ["load", "heat"]
@@ -137,9 +138,9 @@ def test_a_site_at_work_says_that_it_is_busy(open_site: OpenSite, tmp_path: Path
     class Asks(InlineTrainer):
         """Asks for the status in the middle of the work."""
 
-        def perform(self, job: Job, request: bytes, *, deadline_s: float) -> bytes:
+        def perform(self, assignment: Assignment, *, deadline_s: float) -> Done:
             seen.append(ask(site, {"kind": "describe"})["status"])
-            return super().perform(job, request, deadline_s=deadline_s)
+            return super().perform(assignment, deadline_s=deadline_s)
 
     site = open_site(lambda _config: Asks())
     register(site, tmp_path)
@@ -174,11 +175,11 @@ def test_another_proposal_is_another_plan(
     [
         ({"dataset": "mill"}, "DataError", "mill (version 1) is not registered here"),
         ({"dataset_version": 2}, "DataError", "registered: press (version 1)"),
-        ({"model": {"type": "lstm", "options": {}}}, "PlanError", "'lstm' is not offered here"),
+        ({"model": {"type": "mlp", "options": {}}}, "PlanError", "'mlp' is not offered here"),
         (
-            {"algorithm": {"name": "feddyn", "hyperparameters": {}}},
+            {"algorithm": {"name": "fedmagic", "hyperparameters": {}}},
             "PlanError",
-            "'feddyn' is not offered here; offered: fedavg, probe",
+            "'fedmagic' is not offered here; offered: fedavg, ",
         ),
         (
             {"privacy_level": PrivacyLevel.DIFFERENTIAL_PRIVACY.value},
@@ -642,9 +643,9 @@ def test_a_request_that_never_gets_its_turn_is_told_that_the_site_is_busy(
     class IsAsked(InlineTrainer):
         """Has another request come in the middle of the work."""
 
-        def perform(self, job: Job, request: bytes, *, deadline_s: float) -> bytes:
+        def perform(self, assignment: Assignment, *, deadline_s: float) -> Done:
             told.append(error_of(ask(site, evaluate_request(plan_id, deadline_s=0.01))))
-            return super().perform(job, request, deadline_s=deadline_s)
+            return super().perform(assignment, deadline_s=deadline_s)
 
     site = open_site(lambda _config: IsAsked())
     register(site, tmp_path)
@@ -717,7 +718,7 @@ def test_a_model_whose_scores_are_not_finite_is_a_model_error(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"training": TRAINING | {"optimizer": "lion"}}, "'lion' is unknown"),
+        ({"training": TRAINING | {"optimizer": "lion"}}, "not with 'lion'"),
         ({"split": {"test": 0.5, "validation": 0.5, "seed": 0}}, "leave nothing for training"),
         (
             {"algorithm": {"name": "fedavg", "hyperparameters": {"mu": 0.1}}},

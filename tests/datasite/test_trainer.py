@@ -31,7 +31,7 @@ from core.parameters import digest
 from core.schema import DataSchema
 from datasite.registry import file_sha256
 from datasite.trainer import InlineTrainer, TrainerProcess
-from datasite.training.work import Job
+from datasite.training.work import Assignment, Job
 
 PATIENCE_S = 30.0
 
@@ -106,8 +106,8 @@ def works(process: psutil.Process) -> Callable[[], bool]:
 
 def train(trainer: TrainerProcess | InlineTrainer, job: Job) -> dict[str, Any]:
     """Train a round; its update."""
-    reply = trainer.perform(job, encoded(train_request("plan")), deadline_s=PATIENCE_S)
-    return cast("dict[str, Any]", wire.decode(reply))
+    done = trainer.perform(Assignment(job, encoded(train_request("plan"))), deadline_s=PATIENCE_S)
+    return cast("dict[str, Any]", wire.decode(done.reply))
 
 
 def test_a_process_gives_what_a_thread_gives(trainer: TrainerProcess, job: Job) -> None:
@@ -120,9 +120,9 @@ def test_a_process_gives_what_a_thread_gives(trainer: TrainerProcess, job: Job) 
         {"kind": "describe"},
     ]
     for request in same:
-        blob = encoded(request)
-        assert trainer.perform(job, blob, deadline_s=PATIENCE_S) == inline.perform(
-            job, blob, deadline_s=PATIENCE_S
+        assignment = Assignment(job, encoded(request))
+        assert trainer.perform(assignment, deadline_s=PATIENCE_S) == inline.perform(
+            assignment, deadline_s=PATIENCE_S
         )
     update, expected = train(trainer, job), train(inline, job)
     assert digest(update.pop("parameters")) == digest(expected.pop("parameters"))
@@ -145,7 +145,7 @@ def test_a_deadline_stops_the_work_and_the_next_job_is_done(
     """Work without end is ended after half a second; its process with it."""
     before = process_of(trainer)
     with pytest.raises(DataSiteError, match=r"factory-1: .*stopped at its deadline of 0\.5 s"):
-        trainer.perform(job, encoded(ENDLESS), deadline_s=0.5)
+        trainer.perform(Assignment(job, encoded(ENDLESS)), deadline_s=0.5)
     assert is_gone(before.pid)
     assert train(trainer, job)["kind"] == "update"
 
@@ -154,7 +154,8 @@ def test_a_deadline_does_not_count_the_start(trainer: TrainerProcess, job: Job) 
     """A new trainer imports for longer than this request may take, and answers it all the same."""
     process_of(trainer).kill()
     wait_until(has_ended(trainer))
-    refused = wire.decode(trainer.perform(job, encoded({"kind": "describe"}), deadline_s=0.5))
+    asked = Assignment(job, encoded({"kind": "describe"}))
+    refused = wire.decode(trainer.perform(asked, deadline_s=0.5).reply)
     assert refused["kind"] == "failure"
     assert refused["message"] == "factory-1: a 'describe' request is no work"
 
@@ -165,7 +166,9 @@ def test_a_trainer_killed_at_work_costs_one_reply(trainer: TrainerProcess, job: 
     child = process_of(trainer)
     claim = works(child)
     with ThreadPoolExecutor(1) as thread:
-        answer = thread.submit(trainer.perform, job, encoded(ENDLESS), deadline_s=PATIENCE_S)
+        answer = thread.submit(
+            trainer.perform, Assignment(job, encoded(ENDLESS)), deadline_s=PATIENCE_S
+        )
         wait_until(claim)
         os.kill(child.pid, signal.SIGKILL)
         with pytest.raises(DataSiteError, match=r"in the middle of the work \(exit code -9\)"):
@@ -216,7 +219,9 @@ def test_closing_gives_up_the_work_under_way(job: Job) -> None:
     train(trainer, job)
     claim = works(process_of(trainer))
     with ThreadPoolExecutor(1) as thread:
-        answer = thread.submit(trainer.perform, job, encoded(ENDLESS), deadline_s=PATIENCE_S)
+        answer = thread.submit(
+            trainer.perform, Assignment(job, encoded(ENDLESS)), deadline_s=PATIENCE_S
+        )
         wait_until(claim)
         trainer.close()
         with pytest.raises(DataSiteError, match="in the middle of the work"):
@@ -230,11 +235,13 @@ sys.path[:0] = {path!r}
 import json
 import psutil
 from datasite.trainer import TrainerProcess
+from datasite.training.work import Assignment
 
 trainer = TrainerProcess(site_id="factory-1", threads=1)
 print(psutil.Process().children()[0].pid, flush=True)
 for request in sys.argv[2:]:
-    trainer.perform(json.loads(sys.argv[1]), bytes.fromhex(request), deadline_s=60.0)
+    assignment = Assignment(json.loads(sys.argv[1]), bytes.fromhex(request))
+    trainer.perform(assignment, deadline_s=60.0)
     print("done", flush=True)
 sys.stdin.read()
 """

@@ -92,7 +92,7 @@ def test_a_repeated_round_does_not_train_twice(federation: Federation) -> None:
 
 def test_fedavg_of_one_site_is_that_site(federation: Federation) -> None:
     """With one participant the global model is what the site itself would train."""
-    results = federation.run("one", rounds=1, participants=["factory-2"])
+    results = federation.run("one", rounds=1, participation={"sites": ["factory-2"]})
     checkpoint = federation.store.load_checkpoint("one")
     assert checkpoint is not None
     site = federation.sites["factory-2"]
@@ -112,6 +112,7 @@ def test_fedavg_of_one_site_is_that_site(federation: Federation) -> None:
                 "momentum": 0.0,
                 "weight_decay": 0.0,
                 "gradient_clip": None,
+                "focal_gamma": 0.0,
             },
             "preprocessing": dict(checkpoint.preprocessing),
         },

@@ -184,9 +184,9 @@ def test_a_checkpoint_written_again_that_finds_no_room_is_the_old_one(store: Run
         lambda blob: blob[: len(blob) // 2],
         lambda blob: b"\xff" * len(blob),
         lambda blob: blob.replace(b"next_round", b"last_round"),
-        lambda blob: blob.replace(b'"sites\\"', b'"sides\\"'),
+        lambda blob: blob.replace(b"preprocessing", b"postprocessing"[:13]),
     ],
-    ids=["empty", "cut", "noise", "no round", "no sites"],
+    ids=["empty", "cut", "noise", "no round", "no scaler"],
 )
 def test_a_checkpoint_that_cannot_be_read_says_what_to_do(store: RunStore, spoil: object) -> None:
     """Deleting it, by the name that is given, goes back to the one before."""
