@@ -1,196 +1,315 @@
-"""What federated training reaches, next to the same model trained centrally.
+"""What each algorithm reaches with each model on each division of AI4I 2020, over several seeds.
 
-    python benchmarks/learning.py --source ai4i2020.csv [--seeds 5] [--json FILE]
+    python benchmarks/learning.py --source ai4i2020.csv [--jobs 2] [--out docs]
 
-For each seed: the table is divided among three sites (IID), FedAvg with the CNN runs as the example
-experiment says, over in-memory sites; and the same model is trained on the union of the sites'
-training rows for as many epochs, with the same settings. Both are scored on the sites' test parts
-together. The seed decides division, splits, starting values and batches.
+A cell is one model trained one way on one division with one seed: by FedAvg, FedProx, FedDyn or
+FedNova over three in-memory sites (real sites, real codec), centrally on the union of their
+training rows, or at each site alone. All have the settings of the example experiment and as many
+epochs; all are scored on the sites' test parts together, at the threshold from validation. The seed
+decides division, splits, starting values and batches.
+
+Each cell is kept as it is done, so a study that was stopped goes on where it was. At the end there
+are `learning.md` (tables), `learning.png` and `learning.json` (every cell) in the folder `--out`.
 """
 
 import argparse
+import itertools
+import json
+import math
 import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
+from inmemory import SampleFederation
 from loguru import logger
-from measuring import machine, print_table, spread, write_json
+from measuring import machine, markdown_table, write_json
+from scipy.stats import t as student_t
 
-from core.configuration import read_yaml
-from core.enums import DataDistribution
-from core.evaluation import best_threshold, count_scores, summarise
-from core.messages import Preprocessing, ScoreCounts
-from core.models import TorchModel, build_model
-from core.seeds import derive_seed
-from datasite.caller import Caller, Role
-from datasite.data.windows import Part, Parts, prepare_parts
-from datasite.site import FactoryDataSite
-from datasite.trainer import InlineTrainer
-from datasite.training.fit import fit
-from datasite.training.objectives import Objective, Task
-from orchestrator.agreement import split_settings
-from orchestrator.communication.memory import MemoryCommunication
-from orchestrator.configuration import ExperimentConfig
-from orchestrator.experiment import ExperimentOrchestrator
-from orchestrator.runs import RunStore
-from orchestrator.testbed.presets import AI4I_EXPERIMENT, AI4I_SCHEMA
-from orchestrator.testbed.samples import load_table, write_samples
+from core.enums import DataDistribution, ModelType
 
 SITES = 3
-METRICS = ("pr_auc", "roc_auc", "f1", "mcc")
-RESEARCHER = "researcher@benchmark.example.com"
+SEEDS = 5
+METRICS = {"pr_auc": "PR-AUC", "roc_auc": "ROC-AUC", "f1": "F1", "mcc": "MCC"}
+
+ALGORITHMS: Mapping[str, Mapping[str, Any]] = {
+    "fedavg": {"name": "fedavg"},
+    "fedprox": {"name": "fedprox", "mu": 0.01},
+    "feddyn": {"name": "feddyn", "alpha": 0.1},
+    "fednova": {"name": "fednova"},
+}
+"""With the hyper-parameters that `tuning.py` found best on validation parts of other seeds."""
+
+WAYS = ("central", "alone", *ALGORITHMS)
+TITLES = {
+    "central": "central",
+    "alone": "each site alone",
+    "fedavg": "FedAvg",
+    "fedprox": "FedProx",
+    "feddyn": "FedDyn",
+    "fednova": "FedNova",
+}
+DIVISIONS = {
+    DataDistribution.IID: "IID",
+    DataDistribution.NON_IID_LABEL: "label, Dirichlet 0.5",
+    DataDistribution.NON_IID_QUANTITY: "quantity",
+    DataDistribution.NON_IID_FEATURE: "feature",
+}
+
+
+_INTRODUCTION = """# Algorithms, models and divisions
+
+`python benchmarks/learning.py --source {source}` on {date}, {cores} cores, Python {python}, torch
+{torch}. Three in-memory sites, {seeds} seeds; the settings of
+[`ai4i-fedavg.yaml`](../deploy/experiments/ai4i-fedavg.yaml), the same for all. Mean ± half the 95 %
+confidence interval (Student's t over seeds), on the test parts of all sites together.
+
+*vs FedAvg* is the mean difference in PR-AUC, seed by seed: **wins** or **loses** where its 95 %
+interval leaves out 0, without correction for the number of comparisons. *of central* is the
+quotient of the mean PR-AUCs.
+
+![PR-AUC by division, model and algorithm](learning.png)
+"""
+
+
+class Group(NamedTuple):
+    """The cells that share a division: one model, one seed, trained in every way."""
+
+    distribution: DataDistribution
+    model: ModelType
+    seed: int
+
+    def cell(self, way: str) -> str:
+        """Name the cell that is trained this way."""
+        return f"{self.distribution.value}-{self.model.value}-{way}-{self.seed}"
 
 
 def main() -> None:
-    """Measure and print."""
+    """Do what is left of the study, then write it up."""
     arguments = _arguments()
-    logger.disable("datasite")
-    cells = []
-    for seed in range(arguments.seeds):
-        with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-            cells.append(_measure(Path(folder), arguments.source, seed, arguments.rounds))
-        print(
-            f"seed {seed}: federated PR-AUC {cells[-1]['federated']['pr_auc']:.4f}, "
-            f"central {cells[-1]['central']['pr_auc']:.4f}",
-            flush=True,
-        )
-    results = {"machine": machine(), "source": str(arguments.source or "generated"), "seeds": cells}
-    _print(cells)
-    write_json(arguments.json, results)
-
-
-def _measure(folder: Path, source: Path | None, seed: int, rounds: int | None) -> dict[str, Any]:
-    table = load_table(source, rows=10_000, seed=seed)
-    files = write_samples(
-        table, folder / "samples", sites=SITES, distribution=DataDistribution.IID, seed=seed
-    )
-    sites = {path.stem: _open_site(folder, path) for path in files}
-    store = RunStore(folder / "runs")
-    orchestrator = ExperimentOrchestrator(lambda _config: _transport(sites), store)
-    settings = {
-        **read_yaml(AI4I_EXPERIMENT),
-        "seed": seed,
-        "sites": str(_sites_file(folder, list(sites))),
-        "evaluation": {"every": 1000},
-        "experiment_id": "federated",
-        **({"rounds": rounds} if rounds else {}),
-    }
-    orchestrator.setup_experiment(settings)
-    results = orchestrator.run_experiment("federated")
-    checkpoint = store.load_checkpoint("federated")
-    assert checkpoint is not None  # noqa: S101 - a completed run has one
-    central = _train_centrally(sites, store.config("federated"), checkpoint.preprocessing)
-    for site in sites.values():
-        site.close()
-    return {"federated": results["metrics"]["final"]["global"], "central": central}
-
-
-def _open_site(folder: Path, file: Path) -> FactoryDataSite:
-    site = FactoryDataSite(lambda _config: InlineTrainer())
-    site.initialize_datasite(
-        {
-            "site_id": file.stem,
-            "state": str(folder / file.stem),
-            "operator": {"email": "operator@benchmark.example.com", "password": "in memory"},
-            "policy": [{"name": "all", "decision": "approve", "researcher": RESEARCHER}],
-        }
-    )
-    site.register_data({"name": "ai4i", "file": file, "schema": AI4I_SCHEMA})
-    return site
-
-
-def _transport(sites: dict[str, FactoryDataSite]) -> MemoryCommunication:
-    return MemoryCommunication(
-        {
-            site_id: lambda request, email, site=site: site.handle(  # type: ignore[misc]
-                request, Caller(email=email, role=Role.RESEARCHER)
-            )
-            for site_id, site in sites.items()
-        }
-    )
-
-
-def _sites_file(folder: Path, site_ids: list[str]) -> Path:
-    path = folder / "sites.yaml"
-    lines = [
-        f"- {{site_id: {site_id}, url: 'memory://{site_id}', email: {RESEARCHER}, password: none}}"
-        for site_id in site_ids
+    kept = arguments.cells or arguments.out / "learning-cells"
+    kept.mkdir(parents=True, exist_ok=True)
+    groups = [
+        Group(*choice)
+        for choice in itertools.product(arguments.divisions, arguments.models, arguments.seeds)
     ]
-    path.write_text("sites:\n" + "\n".join(lines) + "\n", encoding="utf-8")
-    return path
+    begin = time.perf_counter()
+    _train_all(groups, kept, arguments.source, arguments.rounds, arguments.jobs)
+    minutes = (time.perf_counter() - begin) / 60
+    cells = {
+        group.cell(way): json.loads((kept / f"{group.cell(way)}.json").read_text())
+        for group in groups
+        for way in WAYS
+    }
+    study = {
+        "machine": machine(),
+        "source": arguments.source.name if arguments.source else "generated",
+        "minutes": minutes,
+        "cells": cells,
+    }
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    write_json(arguments.out / "learning.json", study)
+    text = report(study, groups)
+    (arguments.out / "learning.md").write_text(text, encoding="utf-8")
+    draw(cells, groups, arguments.out / "learning.png")
+    print(text)
 
 
-def _train_centrally(
-    sites: dict[str, FactoryDataSite], config: ExperimentConfig, preprocessing: Preprocessing
-) -> dict[str, float]:
-    """Fit one model on all training rows; its metrics on all test rows."""
-    parts = [_parts(site, config) for site in sites.values()]
-    settings = config.training_settings()
-    settings["local_epochs"] *= config.rounds
-    inputs, labels = _tensors([part.train for part in parts], preprocessing)
-    model = build_model(
-        {"type": config.model.type.value, "options": config.model.options},
-        sensors=inputs.shape[2],
-        window_steps=inputs.shape[1],
-        seed=config.seed,
+def _train_all(
+    groups: Sequence[Group], kept: Path, source: Path | None, rounds: int | None, jobs: int
+) -> None:
+    left = [g for g in groups if any(not (kept / f"{g.cell(w)}.json").exists() for w in WAYS)]
+    context = get_context("spawn")  # a fork would inherit PyTorch's threads in the middle of work
+    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        tasks = {pool.submit(_train_group, g, kept, source, rounds): g for g in left}
+        for number, task in enumerate(as_completed(tasks), start=1):
+            group = tasks[task]
+            print(
+                f"{number}/{len(left)} {group.distribution.value} {group.model.value} "
+                f"seed {group.seed}: {task.result():.0f} s",
+                flush=True,
+            )
+
+
+def _train_group(group: Group, kept: Path, source: Path | None, rounds: int | None) -> float:
+    """Train the cells of one group that are not there yet; how many seconds that took."""
+    torch.set_num_threads(1)
+    logger.disable("datasite")
+    begin = time.perf_counter()
+    with (
+        tempfile.TemporaryDirectory(prefix="benchmark-") as folder,
+        SampleFederation(
+            Path(folder), source, sites=SITES, distribution=group.distribution, seed=group.seed
+        ) as federation,
+    ):
+        for way in WAYS:
+            path = kept / f"{group.cell(way)}.json"
+            if not path.exists():
+                started = time.perf_counter()
+                cell = _train(federation, group, way, rounds)
+                write_json(path, {**cell, "seconds": time.perf_counter() - started})
+    return time.perf_counter() - begin
+
+
+def _train(
+    federation: SampleFederation, group: Group, way: str, rounds: int | None
+) -> dict[str, Any]:
+    """Give the test metrics of one cell; `alone` has the mean over the sites' own models."""
+    changes: dict[str, Any] = {"seed": group.seed, "model": {"type": group.model.value}}
+    if rounds:
+        changes["rounds"] = rounds
+    if way in ALGORITHMS:
+        config = federation.config({**changes, "algorithm": dict(ALGORITHMS[way])})
+        return {"metrics": _scores(federation.run(way, config))}
+    if way == "central":
+        return {"metrics": _scores(federation.train_centrally(federation.config(changes)))}
+    alone = [
+        _scores(
+            federation.run(
+                f"alone-{site_id}",
+                federation.config({**changes, "participation": {"sites": [site_id]}}),
+            )
+        )
+        for site_id in federation.site_ids
+    ]
+    return {
+        "metrics": {name: float(np.mean([site[name] for site in alone])) for name in METRICS},
+        "sites": dict(zip(federation.site_ids, alone, strict=True)),
+    }
+
+
+def _scores(record: Mapping[str, Any]) -> dict[str, float]:
+    return {name: record["global"][name] for name in METRICS}
+
+
+def report(study: Mapping[str, Any], groups: Sequence[Group]) -> str:
+    """Give the tables as Markdown."""
+    there = study["machine"]
+    seeds = sorted({group.seed for group in groups})
+    sections = [_INTRODUCTION.format(source=study["source"], seeds=len(seeds), **there)]
+    cells = study["cells"]
+    for distribution in dict.fromkeys(group.distribution for group in groups):
+        rows: list[Sequence[object]] = []
+        for model in dict.fromkeys(group.model for group in groups):
+            chosen = [Group(distribution, model, seed) for seed in seeds]
+            rows += [_row(cells, chosen, way) for way in WAYS]
+        header = ("model", "trained by", *METRICS.values(), "of central", "vs FedAvg")
+        sections.append(f"## {DIVISIONS[distribution]}\n")
+        sections.append(markdown_table(header, rows) + "\n")
+    return "\n".join(sections)
+
+
+def _row(cells: Mapping[str, Any], groups: Sequence[Group], way: str) -> Sequence[object]:
+    values = {name: _values(cells, groups, way, name) for name in METRICS}
+    central = np.mean(_values(cells, groups, "central", "pr_auc"))
+    quotient = f"{np.mean(values['pr_auc']) / central:.3f}" if way != "central" else ""
+    return (
+        groups[0].model.value,
+        TITLES[way],
+        *(_interval(each) for each in values.values()),
+        quotient,
+        _against(values["pr_auc"], _values(cells, groups, "fedavg", "pr_auc"))
+        if way not in {"fedavg", "central", "alone"}
+        else "",
     )
-    fit(
-        model,
-        inputs,
-        labels,
-        settings=settings,
-        positive_weight=preprocessing["positive_weight"],
-        objective=Objective(Task(hyperparameters={}, received={}, learning_rate=0.0)),
-        seed=derive_seed(config.seed, "central"),
+
+
+def _values(
+    cells: Mapping[str, Any], groups: Sequence[Group], way: str, metric: str
+) -> list[float]:
+    return [cells[group.cell(way)]["metrics"][metric] for group in groups]
+
+
+def _half_width(values: Sequence[float]) -> float:
+    """Give half the 95 % confidence interval of the mean; NaN for a single value."""
+    if len(values) < 2:  # noqa: PLR2004 - one value has no spread
+        return math.nan
+    spread = float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return float(student_t.ppf(0.975, len(values) - 1)) * spread
+
+
+def _interval(values: Sequence[float]) -> str:
+    return f"{np.mean(values):.3f} ± {_half_width(values):.3f}"
+
+
+def _against(values: Sequence[float], others: Sequence[float]) -> str:
+    differences = [value - other for value, other in zip(values, others, strict=True)]
+    mean, half = float(np.mean(differences)), _half_width(differences)
+    word = "" if not abs(mean) > half else " **wins**" if mean > 0 else " **loses**"
+    return f"{mean:+.3f} ± {half:.3f}{word}"
+
+
+def draw(cells: Mapping[str, Any], groups: Sequence[Group], path: Path) -> None:
+    """Draw a panel for each division: PR-AUC by model and algorithm, central and alone as lines."""
+    import matplotlib as mpl  # noqa: PLC0415 - the spawned processes need none of it
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt  # noqa: PLC0415 - after the backend is chosen
+
+    divisions = list(dict.fromkeys(group.distribution for group in groups))
+    models = list(dict.fromkeys(group.model for group in groups))
+    seeds = sorted({group.seed for group in groups})
+    figure, axes = plt.subplots(
+        1, len(divisions), figsize=(3.4 * len(divisions), 3.8), sharey=True, squeeze=False
     )
-    validation = _score(model, *_tensors([part.validation for part in parts], preprocessing))
-    test = _score(model, *_tensors([part.test for part in parts], preprocessing))
-    return summarise(test, best_threshold(validation))
-
-
-def _parts(site: FactoryDataSite, config: ExperimentConfig) -> Parts:
-    dataset = site.registry.find("ai4i")
-    table = pd.read_parquet(dataset.file)
-    return prepare_parts(table, dataset.schema, split_settings(config), site.config.site_id)
-
-
-def _tensors(parts: list[Part], preprocessing: Preprocessing) -> tuple[torch.Tensor, torch.Tensor]:
-    x = np.concatenate([part.x for part in parts])
-    standardised = (x - np.asarray(preprocessing["mean"])) / np.asarray(preprocessing["scale"])
-    y = np.concatenate([part.y for part in parts])
-    return torch.from_numpy(standardised.astype(np.float32)), torch.from_numpy(y)
-
-
-@torch.no_grad()
-def _score(model: TorchModel, inputs: torch.Tensor, labels: torch.Tensor) -> ScoreCounts:
-    logits = model(inputs).double()
-    losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
-    return count_scores((logits[:, 1] - logits[:, 0]).numpy(), labels.numpy(), losses.numpy())
-
-
-def _print(cells: list[dict[str, Any]]) -> None:
-    rows = []
-    for kind in ("federated", "central"):
-        for metric in METRICS:
-            values = [cell[kind][metric] for cell in cells]
-            rows.append((f"{kind} {metric}", float(np.mean(values)), *spread(values).values()))
-    federated, central = (
-        float(np.mean([cell[kind]["pr_auc"] for cell in cells]))
-        for kind in ("federated", "central")
-    )
-    rows.append(("PR-AUC, federated / central", federated / central, "", "", ""))
-    print_table(f"{len(cells)} seeds; {machine()}", ("", "mean", "min", "median", "max"), rows)
+    colours = dict(zip(ALGORITHMS, ("#4477aa", "#66ccee", "#228833", "#ccbb44"), strict=True))
+    width = 0.8 / len(ALGORITHMS)
+    for axis, distribution in zip(axes[0], divisions, strict=True):
+        for place, model in enumerate(models):
+            chosen = [Group(distribution, model, seed) for seed in seeds]
+            for number, (way, colour) in enumerate(colours.items()):
+                values = _values(cells, chosen, way, "pr_auc")
+                axis.bar(
+                    place - 0.4 + (number + 0.5) * width,
+                    np.mean(values),
+                    width * 0.92,
+                    yerr=_half_width(values),
+                    color=colour,
+                    error_kw={"elinewidth": 0.8, "ecolor": "#333333"},
+                    label=TITLES[way] if place == 0 else None,
+                )
+            for way, style in (("central", "-"), ("alone", ":")):
+                level = float(np.mean(_values(cells, chosen, way, "pr_auc")))
+                axis.plot(
+                    [place - 0.42, place + 0.42],
+                    [level, level],
+                    style,
+                    color="#222222",
+                    linewidth=1.4,
+                    label=TITLES[way] if place == 0 else None,
+                )
+        axis.set_title(DIVISIONS[distribution], fontsize=10)
+        axis.set_xticks(range(len(models)), [model.name for model in models])
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(axis="y", linewidth=0.3)
+        axis.set_axisbelow(True)
+    axes[0][0].set_ylabel("PR-AUC on all test parts")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncol=len(labels), frameon=False, fontsize=9)
+    figure.tight_layout(rect=(0, 0.08, 1, 1))
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--source", type=Path, help="the AI4I 2020 CSV; by default data like it")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(SEEDS)))
+    parser.add_argument(
+        "--divisions", type=DataDistribution, nargs="+", default=list(DIVISIONS), metavar="NAME"
+    )
+    parser.add_argument(
+        "--models", type=ModelType, nargs="+", default=list(ModelType), metavar="NAME"
+    )
     parser.add_argument("--rounds", type=int, help="by default as in the example experiment")
-    parser.add_argument("--json", type=Path, help="write the results here too")
+    parser.add_argument("--jobs", type=int, default=2, help="processes, of one thread each")
+    parser.add_argument("--out", type=Path, default=Path("docs"), help="folder for the results")
+    parser.add_argument("--cells", type=Path, help="folder of the cells, by default in --out")
     return parser.parse_args()
 
 

@@ -35,11 +35,14 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a Markdown table."""
-    print(f"\n{title}\n")
-    print("| " + " | ".join(header) + " |")
-    print("|" + " --- |" * len(header))
-    for row in rows:
-        print("| " + " | ".join(_shown(cell) for cell in row) + " |")
+    print(f"\n{title}\n\n{markdown_table(header, rows)}")
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Give a Markdown table."""
+    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    lines += ["| " + " | ".join(_shown(cell) for cell in row) + " |" for row in rows]
+    return "\n".join(lines)
 
 
 def write_json(path: Path | None, results: dict[str, Any]) -> None:

@@ -34,8 +34,9 @@ from orchestrator.agreement import (
 )
 from orchestrator.algorithms import Algorithm, FedAvg
 from orchestrator.communication.live import over_pysyft
-from orchestrator.configuration import ExperimentConfig, load_federation
+from orchestrator.configuration import ExperimentConfig
 from orchestrator.experiment import new_run_id
+from orchestrator.federation import load_federation
 from orchestrator.fleet import Fleet
 from orchestrator.metrics import MetricsCollector
 from orchestrator.round import RoundContext, evaluate_at_sites, run_round

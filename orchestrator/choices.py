@@ -18,7 +18,7 @@ Chosen = TypeVar("Chosen", bound=BaseModel)
 
 
 def parse_choice(
-    value: object, table: Mapping[str, type[Chosen]], base: type[Chosen], *, tag: str, noun: str
+    value: object, table: Mapping[str, type[Chosen]], *, tag: str, noun: str
 ) -> Chosen:
     """Read a choice: the name of a kind, a mapping of `tag` and its options, or what is one.
 
@@ -29,8 +29,9 @@ def parse_choice(
         ValueError: There is no such kind, with those that there are; or, as pydantic's
             `ValidationError`, an option is unknown or out of its range.
     """
-    if isinstance(value, base):
-        return value
+    for kind in table.values():
+        if isinstance(value, kind):
+            return value
     if isinstance(value, Enum):
         value = value.value
     given = {tag: value} if isinstance(value, str) else value
@@ -41,11 +42,11 @@ def parse_choice(
     if not isinstance(name, str) or name not in table:
         message = f"there is no {noun} {name!r}; {_suggestion(str(name), table)}"
         raise ValueError(message)
-    kind = table[name]
-    fields = {option for option in kind.model_fields if option != tag}
+    chosen = table[name]
+    fields = {option for option in chosen.model_fields if option != tag}
     try:
-        return kind.model_validate(
-            {k: v for k, v in given.items() if k != tag or tag in kind.model_fields}
+        return chosen.model_validate(
+            {k: v for k, v in given.items() if k != tag or tag in chosen.model_fields}
         )
     except ValidationError as exc:
         errors = [_with_options(error, name, fields) for error in exc.errors()]
@@ -67,4 +68,4 @@ def _suggestion(word: str, known: Iterable[str]) -> str:
 
 
 def _known(names: Iterable[str]) -> str:
-    return f"there are: {', '.join(names)}"
+    return f"there are: {', '.join(names) or 'none'}"

@@ -1,25 +1,12 @@
-"""`experiment.yaml` and the sites file: what to run, where, and within which limits."""
+"""`experiment.yaml`: what to run, where, and within which limits."""
 
-import math
-import re
-from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Self
-from urllib.parse import urlsplit
+from typing import Annotated, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    EmailStr,
-    Field,
-    SecretStr,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, model_validator
 
-from core.configuration import load_yaml, parse, read_yaml
+from core.configuration import load_yaml
 from core.enums import ModelType, PrivacyLevel
 from core.exceptions import ConfigurationError
 from core.messages import TrainingSettings
@@ -27,88 +14,13 @@ from core.models import available_models
 from orchestrator.aggregation import Aggregator
 from orchestrator.algorithms import ALGORITHMS, AlgorithmChoice
 from orchestrator.algorithms.fedavg import FedAvgSettings
-from orchestrator.schedule import Constant, Schedule
+from orchestrator.participation import Participation
+from orchestrator.schedule import Constant, LocalTraining, ScheduleChoice
+from orchestrator.section import Section
+from orchestrator.stopping import EarlyStopping
 
 _FOCAL_GAMMA = 2.0  # as its authors found best
 _LARGEST_SEED = 2**53  # as far as every reader of JSON counts exactly
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-def _site_url(url: str) -> str:
-    if "@" in url:
-        message = "a URL holds no account; give it as `email` and `password`"
-        raise ValueError(message)
-    try:
-        parts = urlsplit(url)
-        fits = parts.scheme in {"http", "https", "memory"} and parts.hostname and parts.port != 0
-    except ValueError:  # a port that is none
-        fits = False
-    if not fits or parts.path not in {"", "/"} or re.search(r"[\s?#]", url):
-        message = f"{url!r} is no address of a site; write http://host:port or https://host:port"
-        raise ValueError(message)
-    return url
-
-
-class SiteAddress(_Strict):
-    """How to reach one site, and as whom.
-
-    Attributes:
-        site_id: The name that the site itself must give.
-        url: Of its PySyft server, such as `http://127.0.0.1:8081`.
-        password: Given by a variable, as `${FACTORY_1_PASSWORD}`.
-        password_file: Or read from a file; a relative path starts at the sites file.
-        tags: Words by which an experiment can choose its sites.
-    """
-
-    site_id: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
-    url: Annotated[str, AfterValidator(_site_url)]
-    email: EmailStr
-    password: SecretStr | None = None
-    password_file: Path | None = None
-    tags: tuple[str, ...] = ()
-
-    @model_validator(mode="after")
-    def _one_password(self) -> Self:
-        if (self.password is None) == (self.password_file is None):
-            message = "give either `password` (as ${VARIABLE}) or `password_file`"
-            raise ValueError(message)
-        return self
-
-    def credentials(self) -> dict[str, str]:
-        """Give what `connect_to_datasite` takes.
-
-        Raises:
-            ConfigurationError: The password's file cannot be read.
-        """
-        if self.password is not None:
-            password = self.password.get_secret_value()
-        else:
-            try:
-                password = Path(str(self.password_file)).read_text(encoding="utf-8").strip()
-            except (OSError, UnicodeDecodeError) as exc:
-                reason = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8 text"
-                raise ConfigurationError(
-                    f"{self.site_id}: password_file {self.password_file} cannot be read: {reason}"
-                ) from exc
-        return {"site_id": self.site_id, "email": self.email, "password": password}
-
-
-def _different(sites: tuple[SiteAddress, ...]) -> tuple[SiteAddress, ...]:
-    names = [site.site_id for site in sites]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        message = f"named more than once: {', '.join(repeated)}"
-        raise ValueError(message)
-    return sites
-
-
-class Federation(_Strict):
-    """The sites file: who belongs to the federation."""
-
-    sites: Annotated[tuple[SiteAddress, ...], Field(min_length=1), AfterValidator(_different)]
 
 
 def _available_model(name: str) -> str:
@@ -119,11 +31,11 @@ def _available_model(name: str) -> str:
     return name
 
 
-class ModelChoice(_Strict):
+class ModelChoice(Section):
     """Which model, with the options of its architecture; see `orchestrator models`."""
 
     type: Annotated[str, AfterValidator(_available_model)] = ModelType.CNN.value
-    options: dict[str, int] = {}
+    options: dict[str, int] = Field(default_factory=dict)
 
 
 class ClassWeight(Enum):
@@ -151,7 +63,7 @@ class Loss(Enum):
     FOCAL = "focal"
 
 
-class Training(_Strict):
+class Training(Section):
     """How each site trains in a round.
 
     Attributes:
@@ -164,7 +76,7 @@ class Training(_Strict):
     local_epochs: int = Field(default=1, ge=1)
     batch_size: int = Field(default=64, ge=1)
     learning_rate: float = Field(default=0.05, gt=0)
-    schedule: Schedule = Constant()
+    schedule: ScheduleChoice = Constant()
     optimizer: Optimizer = Optimizer.SGD
     momentum: float = Field(default=0.0, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
@@ -184,7 +96,7 @@ class Training(_Strict):
         return self
 
 
-class Split(_Strict):
+class Split(Section):
     """How each site divides its rows; the rest is for training."""
 
     test: float = Field(default=0.2, gt=0, lt=1)
@@ -199,100 +111,13 @@ class Split(_Strict):
         return self
 
 
-def _names(value: Any) -> Any:  # noqa: ANN401 - a YAML value, judged by the field's type
-    return None if value == "all" else value
-
-
-def _each_once(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
-    if names is not None and (not names or len(set(names)) != len(names)):
-        message = "name each once, and at least one"
-        raise ValueError(message)
-    return names
-
-
-class Participation(_Strict):
-    """Which sites train, and how many of them in a round. All sites of the federation evaluate.
-
-    Attributes:
-        sites: Names of sites, or `all`; by default all, unless tags are given.
-        tags: Sites with any of these tags, beside those that are named.
-        fraction: Share of them that trains in a round, drawn anew each time from the run's seed.
-        minimum: Fewest that are drawn.
-    """
-
-    sites: Annotated[
-        tuple[str, ...] | None, BeforeValidator(_names), AfterValidator(_each_once)
-    ] = None
-    tags: Annotated[tuple[str, ...] | None, AfterValidator(_each_once)] = None
-    fraction: float = Field(default=1.0, gt=0, le=1)
-    minimum: int = Field(default=1, ge=1)
-
-    def choose(self, sites: Sequence[SiteAddress]) -> tuple[str, ...]:
-        """Give the names of the sites that may train, sorted.
-
-        Raises:
-            ConfigurationError: A name or a tag fits no site.
-        """
-        known, tags = {site.site_id for site in sites}, {tag for site in sites for tag in site.tags}
-        for what, asked, there in (("sites", self.sites, known), ("tags", self.tags, tags)):
-            unknown = sorted(set(asked or ()) - there)
-            if unknown:
-                raise ConfigurationError(
-                    f"participation.{what}: {', '.join(unknown)} not in the sites file; "
-                    f"there are: {', '.join(sorted(there)) or 'none'}"
-                )
-        if self.sites is None and self.tags is None:
-            return tuple(sorted(known))
-        tagged = {site.site_id for site in sites if set(site.tags) & set(self.tags or ())}
-        return tuple(sorted(tagged | set(self.sites or ())))
-
-    def draw_size(self, sites: int) -> int:
-        """Give how many of `sites` sites train in a round."""
-        return min(sites, max(self.minimum, math.ceil(self.fraction * sites)))
-
-
-class Judged(Enum):
-    """What early stopping looks at: a metric of the pooled validation parts."""
-
-    LOSS = "loss"
-    PR_AUC = "pr_auc"
-    ROC_AUC = "roc_auc"
-    F1 = "f1"
-    MCC = "mcc"
-
-
-class Mode(Enum):
-    """Whether a metric is better when it is larger."""
-
-    MAX = "max"
-    MIN = "min"
-
-
-class EarlyStopping(_Strict):
-    """When a run ends before its last round. Test parts are never looked at.
-
-    Attributes:
-        metric: Of the pooled validation parts.
-        mode: By default `min` for the loss and `max` for all else.
-        patience: Evaluations in a row without improvement that end the run.
-        min_delta: What counts as an improvement must be more than this.
-        restore_best: Whether the best round's model is the run's; else it is the last.
-    """
-
-    metric: Judged = Judged.PR_AUC
-    mode: Mode | None = None
-    patience: int = Field(default=5, ge=1)
-    min_delta: float = Field(default=0.0, ge=0)
-    restore_best: bool = True
-
-
-class Evaluation(_Strict):
+class Evaluation(Section):
     """When the global model is scored at the sites: every so many rounds, and after the last."""
 
     every: int = Field(default=1, ge=1)
 
 
-class Limits(_Strict):
+class Limits(Section):
     """How long to wait, in seconds, and how often to try again.
 
     Attributes:
@@ -308,13 +133,13 @@ class Limits(_Strict):
     attempts: int = Field(default=3, ge=1)
 
 
-class Privacy(_Strict):
+class Privacy(Section):
     """What is done to updates before they leave a site."""
 
     level: PrivacyLevel = PrivacyLevel.NONE
 
 
-class ExperimentConfig(_Strict):
+class ExperimentConfig(Section):
     """Everything in `experiment.yaml`.
 
     Attributes:
@@ -366,6 +191,12 @@ class ExperimentConfig(_Strict):
             ),
         )
 
+    def local_training(self) -> LocalTraining:
+        """Give how sites train, round by round."""
+        return LocalTraining(
+            settings=self.training_settings(), schedule=self.training.schedule, rounds=self.rounds
+        )
+
     def aggregator(self) -> Aggregator:
         """Give how updates are combined."""
         return ALGORITHMS[self.algorithm.name].build_aggregator(self.algorithm)
@@ -401,6 +232,11 @@ def refusals(config: ExperimentConfig) -> list[str]:
         mistakes.append(
             f"privacy.level {level.value!r} is not available in this version; choose 'none'"
         )
+    if config.local_training().at(config.rounds - 1)["learning_rate"] == 0:
+        mistakes.append(
+            f"training.schedule: the learning rate falls below the smallest number within "
+            f"{config.rounds} rounds; let it fall less, or run fewer rounds"
+        )
     aggregator = config.aggregator()
     if config.min_sites is not None and config.min_sites < aggregator.fewest_sites():
         mistakes.append(
@@ -420,20 +256,3 @@ def load_experiment(path: Path) -> ExperimentConfig:
         ConfigurationError: With every mistake and its place in the file.
     """
     return load_yaml(path, ExperimentConfig)
-
-
-def load_federation(path: Path) -> Federation:
-    """Read a sites file.
-
-    Raises:
-        ConfigurationError: With every mistake and its place in the file.
-    """
-    federation = parse(read_yaml(path), Federation, source=str(path))
-    base = path.resolve().parent
-    sites = [
-        site.model_copy(update={"password_file": base / site.password_file})
-        if site.password_file
-        else site
-        for site in federation.sites
-    ]
-    return Federation(sites=tuple(sites))

@@ -27,13 +27,13 @@ from orchestrator.agreement import (
 )
 from orchestrator.algorithms import ALGORITHMS, Algorithm, build_algorithm
 from orchestrator.communication.base import SiteCommunication
-from orchestrator.configuration import ExperimentConfig, load_federation
+from orchestrator.configuration import ExperimentConfig
+from orchestrator.federation import load_federation
 from orchestrator.fleet import Answers, Fleet
 from orchestrator.metrics import MetricsCollector
 from orchestrator.observer import Observer
 from orchestrator.round import RoundContext, evaluate_at_sites, run_round
 from orchestrator.runs import Checkpoint, RunStore
-from orchestrator.schedule import LocalTraining
 from orchestrator.stopping import Stopper
 
 CommunicationFactory = Callable[[ExperimentConfig], SiteCommunication]
@@ -117,15 +117,10 @@ class ExperimentOrchestrator(OrchestratorInterface):
     ) -> None:
         saved = self._store.load_checkpoint(run_id)
         agreement, model = self._agree(run_id, config, fleet, chosen)
-        participants = tuple(site_id for site_id in chosen if site_id in agreement.plan_ids)
         algorithm = build_algorithm(
             config.algorithm,
             model.get_parameters() if saved is None else saved.parameters,
-            training=LocalTraining(
-                settings=config.training_settings(),
-                schedule=config.training.schedule,
-                rounds=config.rounds,
-            ),
+            training=config.local_training(),
             num_sites=len(chosen),
         )
         if saved is not None:
@@ -133,7 +128,7 @@ class ExperimentOrchestrator(OrchestratorInterface):
         context = RoundContext(
             fleet=fleet,
             plan_ids=agreement.plan_ids,
-            participants=participants,
+            participants=chosen,
             participation=config.participation,
             rows=agreement.rows,
             min_sites=config.min_sites,
@@ -142,7 +137,7 @@ class ExperimentOrchestrator(OrchestratorInterface):
             preprocessing=(
                 saved.preprocessing
                 if saved is not None
-                else _statistics(config, fleet, agreement, participants)
+                else _statistics(config, fleet, agreement, chosen)
             ),
             deadline_s=config.limits.call_s,
         )
@@ -282,10 +277,11 @@ def _initial_model(config: ExperimentConfig, schema: DataSchema) -> TorchModel:
 
 
 def _statistics(
-    config: ExperimentConfig, fleet: Fleet, agreement: Agreement, participants: tuple[str, ...]
+    config: ExperimentConfig, fleet: Fleet, agreement: Agreement, chosen: tuple[str, ...]
 ) -> Preprocessing:
-    answers = collect_statistics(fleet, agreement.plan_ids, participants)
-    answers.require(config.min_sites or len(participants), what="statistics")
+    there = [site_id for site_id in chosen if site_id in agreement.plan_ids]
+    answers = collect_statistics(fleet, agreement.plan_ids, there)
+    answers.require(config.min_sites or len(chosen), what="statistics")
     return agree_on_preprocessing(list(answers.ok.values()), config.training.positive_weight)
 
 

@@ -18,7 +18,7 @@ from core.exceptions import (
     WaitExpiredError,
 )
 from orchestrator.communication.base import SiteCommunication
-from orchestrator.configuration import SiteAddress
+from orchestrator.federation import SiteAddress
 
 T = TypeVar("T")
 

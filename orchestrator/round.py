@@ -5,9 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-import numpy as np
-
-from core.exceptions import AggregationError
+from core.exceptions import AggregationError, PlanError
 from core.interfaces import ModelInterface
 from core.messages import (
     ClientUpdate,
@@ -16,11 +14,10 @@ from core.messages import (
     ModelSpec,
     Preprocessing,
 )
-from core.seeds import derive_seed
 from orchestrator.algorithms import Algorithm
-from orchestrator.configuration import Participation
 from orchestrator.fleet import Answers, Fleet
 from orchestrator.metrics import MetricsCollector
+from orchestrator.participation import Participation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +26,8 @@ class RoundContext:
 
     Attributes:
         plan_ids: The approved plan of each site.
-        participants: The sites that may train.
+        participants: The sites that may train, those among them that have no plan too: who is
+            drawn for a round must not depend on who was there when the run started.
         participation: How many of them train in a round.
         rows: Rows that each site has registered.
         min_sites: Fewest updates that make a round; by default every site drawn for it.
@@ -46,13 +44,6 @@ class RoundContext:
     model: ModelSpec
     preprocessing: Preprocessing
     deadline_s: float
-
-    def draw(self, round_num: int) -> tuple[str, ...]:
-        """Give the sites that train in round `round_num`, sorted; the same whenever asked."""
-        size = self.participation.draw_size(len(self.participants))
-        seed = derive_seed(self.seed, round_num, "participation")
-        drawn = np.random.default_rng(seed).permutation(sorted(self.participants))[:size]
-        return tuple(sorted(drawn.tolist()))
 
 
 def run_round(
@@ -73,7 +64,7 @@ def run_round(
         AggregationError: The updates cannot be combined.
     """
     begin = time.perf_counter()
-    drawn = context.draw(round_num)
+    drawn = context.participation.draw(context.participants, seed=context.seed, round_num=round_num)
     answers = train_at_sites(round_num, drawn, context, algorithm)
     fewest = context.min_sites or len(drawn)
     answers.require(fewest, what=f"round {round_num}", round_num=round_num)
@@ -106,6 +97,12 @@ def train_at_sites(
     config = algorithm.configure_client_training(round_num)
 
     def train(site_id: str) -> dict[str, Any]:
+        if site_id not in context.plan_ids:
+            raise PlanError(
+                f"{site_id}: has approved no plan of this run: it was not reached when the run "
+                "started, or it refused",
+                site_id=site_id,
+            )
         communication = context.fleet.communication
         communication.send_model(algorithm.parameters, site_id)
         update = communication.request_training(

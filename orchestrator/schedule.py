@@ -1,22 +1,37 @@
 """The learning rate over the rounds: worked out here, so that a site sees one number a round.
 
+    schedule: cosine
+    schedule: {kind: step, every: 10}
+
 A plan holds the highest rate; a site accepts a lower one, and no schedule here exceeds its start.
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from core.messages import TrainingSettings
+from orchestrator.choices import parse_choice
+from orchestrator.section import Section
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+class Schedule(Section, ABC):
+    """What becomes of the learning rate; its fields are the options that an experiment may set.
+
+    Every kind keeps this law: the factor is 1 in round 0, and never more.
+    """
+
+    kind: str
+
+    @abstractmethod
+    def factor(self, round_num: int, rounds: int) -> float:
+        """Give what the rate is multiplied by in round `round_num` of `rounds`, from 0."""
 
 
-class Constant(_Strict):
+class Constant(Schedule):
     """The same rate in every round."""
 
     kind: Literal["constant"] = "constant"
@@ -27,7 +42,7 @@ class Constant(_Strict):
         return 1.0
 
 
-class Cosine(_Strict):
+class Cosine(Schedule):
     """Half a cosine wave from 1 to `final`: slow at both ends.
 
     Source: Loshchilov and Hutter, ICLR 2017, https://arxiv.org/abs/1608.03983, without restarts.
@@ -42,7 +57,7 @@ class Cosine(_Strict):
         return self.final + (1 - self.final) * wave
 
 
-class Exponential(_Strict):
+class Exponential(Schedule):
     """From 1 to `final`, by the same factor each round."""
 
     kind: Literal["exponential"] = "exponential"
@@ -53,7 +68,7 @@ class Exponential(_Strict):
         return float(self.final ** _progress(round_num, rounds))
 
 
-class Step(_Strict):
+class Step(Schedule):
     """Times `by` after every `every` rounds."""
 
     kind: Literal["step"] = "step"
@@ -66,14 +81,20 @@ class Step(_Strict):
         return float(self.by ** (round_num // self.every))
 
 
-def _named(value: Any) -> Any:  # noqa: ANN401 - a YAML value, judged by the field's type
-    return {"kind": value} if isinstance(value, str) else value
+SCHEDULES: dict[str, type[Schedule]] = {
+    "constant": Constant,
+    "cosine": Cosine,
+    "exponential": Exponential,
+    "step": Step,
+}
 
 
-Schedule = Annotated[
-    Constant | Cosine | Exponential | Step, Field(discriminator="kind"), BeforeValidator(_named)
-]
-"""In YAML the kind alone, as `cosine`, or with its settings, as `{kind: step, every: 10}`."""
+def _chosen(value: object) -> Schedule:
+    return parse_choice(value, SCHEDULES, tag="kind", noun="schedule")
+
+
+ScheduleChoice = Annotated[SerializeAsAny[Schedule], BeforeValidator(_chosen)]
+"""In YAML the kind alone, or a mapping of `kind` and its options."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +108,7 @@ class LocalTraining:
     """
 
     settings: TrainingSettings
-    schedule: Constant | Cosine | Exponential | Step
+    schedule: Schedule
     rounds: int
 
     def at(self, round_num: int) -> TrainingSettings:

@@ -6,9 +6,47 @@ one would have.
 
 import math
 from collections.abc import Iterable, Mapping
+from enum import Enum
 from typing import Any
 
-from orchestrator.configuration import EarlyStopping, Judged, Mode
+from pydantic import Field
+
+from orchestrator.section import Section
+
+
+class Judged(Enum):
+    """What early stopping looks at: a metric of the pooled validation parts."""
+
+    LOSS = "loss"
+    PR_AUC = "pr_auc"
+    ROC_AUC = "roc_auc"
+    F1 = "f1"
+    MCC = "mcc"
+
+
+class Mode(Enum):
+    """Whether a metric is better when it is larger."""
+
+    MAX = "max"
+    MIN = "min"
+
+
+class EarlyStopping(Section):
+    """When a run ends before its last round. Test parts are never looked at.
+
+    Attributes:
+        metric: Of the pooled validation parts.
+        mode: By default `min` for the loss and `max` for all else.
+        patience: Evaluations in a row without improvement that end the run.
+        min_delta: What counts as an improvement must be more than this.
+        restore_best: Whether the best round's model is the run's; else it is the last.
+    """
+
+    metric: Judged = Judged.PR_AUC
+    mode: Mode | None = None
+    patience: int = Field(default=5, ge=1)
+    min_delta: float = Field(default=0.0, ge=0)
+    restore_best: bool = True
 
 
 class Stopper:

@@ -8,7 +8,7 @@ from core.exceptions import FederatedLearningError
 from core.messages import SiteDescription
 from orchestrator.agreement import describe_sites
 from orchestrator.communication.live import PySyftCommunication
-from orchestrator.configuration import load_federation
+from orchestrator.federation import load_federation
 from orchestrator.fleet import Fleet
 
 _PATIENCE_S = 15.0

@@ -9,26 +9,10 @@ from torch import nn
 from torch.nn import functional
 
 from core.models.base import Option, TorchModel
+from core.models.blocks import BINS, Encoding, ResidualConvolution, StepConvolution
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-
-def _convolution(inputs: int, outputs: int, reach: int) -> nn.Conv1d:
-    return nn.Conv1d(inputs, outputs, kernel_size=2 * reach + 1, padding=reach)
-
-
-class _Block(nn.Module):
-    """h + convolution(silu(norm(h))), for `h: (batch, channels, window)`."""
-
-    def __init__(self, channels: int, reach: int) -> None:
-        super().__init__()
-        self.norm = nn.GroupNorm(1, channels)
-        self.convolution = _convolution(channels, channels, reach)
-
-    def forward(self, h: torch.Tensor) -> torch.Tensor:
-        change: torch.Tensor = self.convolution(functional.silu(self.norm(h)))
-        return h + change
 
 
 class CNN(TorchModel):
@@ -45,12 +29,14 @@ class CNN(TorchModel):
         channels: Features of one step inside the network.
         blocks: Residual blocks.
         reach: Steps that each convolution sees to either side of its own.
+        bins: Bins of each sensor's encoding; see `Encoding`.
     """
 
     OPTIONS: ClassVar[Mapping[str, Option]] = {
         "channels": Option(default=64, minimum=2, maximum=1024),
         "blocks": Option(default=2, minimum=1, maximum=32),
         "reach": Option(default=1, minimum=0, maximum=32),
+        "bins": BINS,
     }
 
     def __init__(
@@ -62,11 +48,13 @@ class CNN(TorchModel):
         channels: int,
         blocks: int,
         reach: int,
+        bins: int,
     ) -> None:
         super().__init__()
         reach = min(reach, window_steps - 1)
-        self.stem = _convolution(sensors, channels, reach)
-        self.blocks = nn.Sequential(*(_Block(channels, reach) for _ in range(blocks)))
+        self.encoding = Encoding(bins)
+        self.stem = StepConvolution(sensors * (1 + bins), channels, reach)
+        self.blocks = nn.Sequential(*(ResidualConvolution(channels, reach) for _ in range(blocks)))
         self.head = nn.Linear(2 * channels, classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -75,6 +63,6 @@ class CNN(TorchModel):
         Returns:
             `(batch, classes)` float32, before any softmax.
         """
-        h = functional.silu(self.blocks(self.stem(x.transpose(1, 2))))
+        h = functional.silu(self.blocks(self.stem(self.encoding(x).transpose(1, 2))))
         logits: torch.Tensor = self.head(torch.cat([h[:, :, -1], h.mean(dim=2)], dim=1))
         return logits

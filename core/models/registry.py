@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import inspect
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
 import torch
 
 from core.enums import ModelType
 from core.exceptions import ConfigurationError
 from core.models.cnn import CNN
+from core.models.hybrid import Hybrid
+from core.models.lstm import LSTM
+from core.models.plugins import installed_plugins
 from core.parameters import require_same_layout
 
 if TYPE_CHECKING:
@@ -16,15 +21,87 @@ if TYPE_CHECKING:
 
     from core.messages import ModelSpec, Parameters
     from core.models.base import Option, TorchModel
+    from core.schema import DataSchema
 
-MODELS: dict[ModelType, type[TorchModel]] = {
-    ModelType.CNN: CNN,
+MODELS: Final[Mapping[str, type[TorchModel]]] = {
+    ModelType.CNN.value: CNN,
+    ModelType.LSTM.value: LSTM,
+    ModelType.HYBRID.value: Hybrid,
 }
+"""The built-in architectures. Third parties' are no lines here; see `core.models.plugins`."""
+
+BUILT_IN: Final = "built in"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelDescription:
+    """What a person should know to choose a model.
+
+    Attributes:
+        name: What `model.type` says.
+        summary: The first line of the architecture's docstring; may be empty.
+        options: What `model.options` may set.
+        source: `built in`, or the package that registered it with its version.
+    """
+
+    name: str
+    summary: str
+    options: Mapping[str, Option]
+    source: str
 
 
 def available_models() -> list[str]:
-    """Give the `ModelType` values that can be built, sorted."""
-    return sorted(model_type.value for model_type in MODELS)
+    """Give the names of the models that can be built, built-in and third parties', sorted."""
+    return sorted([*MODELS, *installed_plugins().usable])
+
+
+def describe_models() -> list[ModelDescription]:
+    """Describe the models that can be built, built-in ones first, each group sorted by name."""
+    built_in = [_describe(name, MODELS[name], BUILT_IN) for name in sorted(MODELS)]
+    plugins = installed_plugins().usable
+    return [
+        *built_in,
+        *(
+            _describe(name, plugins[name].architecture, plugins[name].distribution)
+            for name in sorted(plugins)
+        ),
+    ]
+
+
+def broken_models() -> dict[str, str]:
+    """Give the third parties' models that are registered and cannot be used: name to why."""
+    return dict(installed_plugins().broken)
+
+
+def _describe(name: str, architecture: type[TorchModel], source: str) -> ModelDescription:
+    lines = inspect.cleandoc(architecture.__doc__ or "").splitlines()
+    return ModelDescription(
+        name=name,
+        summary=lines[0] if lines else "",
+        options=dict(architecture.OPTIONS),
+        source=source,
+    )
+
+
+def create_model(
+    model_type: ModelType | str, schema: DataSchema, *, seed: int = 0, **options: int
+) -> TorchModel:
+    """Build a model for the windows of `schema`, with the starting values of `seed`.
+
+        create_model(ModelType.LSTM, schema, hidden=32)
+
+    The same as `build_model` with the schema's features and window, for its two classes.
+
+    Raises:
+        ConfigurationError: As `build_model`.
+    """
+    name = model_type.value if isinstance(model_type, ModelType) else model_type
+    return build_model(
+        {"type": name, "options": options},
+        sensors=len(schema.features),
+        window_steps=schema.window_steps,
+        seed=seed,
+    )
 
 
 def build_model(
@@ -98,15 +175,18 @@ def initial_parameters(
 
 
 def _architecture(name: str) -> type[TorchModel]:
-    available = ", ".join(available_models())
-    try:
-        return MODELS[ModelType(name)]
-    except ValueError as exc:
-        raise ConfigurationError(f"unknown model type {name!r}; available: {available}") from exc
-    except KeyError as exc:
+    if name in MODELS:  # without a look at third parties
+        return MODELS[name]
+    plugins = installed_plugins()
+    if name in plugins.usable:
+        return plugins.usable[name].architecture
+    if name in plugins.broken:
         raise ConfigurationError(
-            f"model type {name!r} is not available in this version; available: {available}"
-        ) from exc
+            f"model type {name!r} is registered and cannot be used: {plugins.broken[name]}"
+        )
+    raise ConfigurationError(
+        f"unknown model type {name!r}; available: {', '.join(available_models())}"
+    )
 
 
 def _size_mistakes(**sizes: tuple[int, int]) -> list[str]:

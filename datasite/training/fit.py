@@ -58,6 +58,7 @@ def fit(
     optimizer = build_optimizer(model, settings)
     weights = torch.tensor([1.0, positive_weight])
     generator = torch.Generator().manual_seed(seed)
+    parameters = list(model.parameters())  # to walk the modules takes time, and each step would
     model.train()
     num_steps, total = 0, 0.0
     for _ in range(settings["local_epochs"]):
@@ -68,7 +69,7 @@ def fit(
             loss = mean_loss(model(inputs[batch]), labels[batch], weights, settings["focal_gamma"])
             loss.backward()  # type: ignore[no-untyped-call]
             if settings["gradient_clip"] is not None:
-                nn.utils.clip_grad_norm_(model.parameters(), settings["gradient_clip"])
+                nn.utils.clip_grad_norm_(parameters, settings["gradient_clip"])
             objective.correct_gradients(model)
             optimizer.step()
             num_steps += 1
@@ -101,18 +102,24 @@ def mean_loss(
 def build_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
     """Give a fresh optimiser: nothing is carried from one round to the next.
 
+    It is fused: models are small here, and a step for each tensor cost a fifth of all training.
+
     Raises:
         ConfigurationError: Unknown name, or momentum where there is none.
     """
     rate, decay = settings["learning_rate"], settings["weight_decay"]
     if settings["optimizer"] == "sgd":
         return torch.optim.SGD(
-            model.parameters(), lr=rate, momentum=settings["momentum"], weight_decay=decay
+            model.parameters(),
+            lr=rate,
+            momentum=settings["momentum"],
+            weight_decay=decay,
+            fused=True,
         )
     if settings["optimizer"] == "adam":
         if settings["momentum"]:
             raise ConfigurationError("training.momentum belongs to sgd; with adam leave it out")
-        return torch.optim.Adam(model.parameters(), lr=rate, weight_decay=decay)
+        return torch.optim.Adam(model.parameters(), lr=rate, weight_decay=decay, fused=True)
     raise ConfigurationError(
         f"training.optimizer {settings['optimizer']!r} is unknown; available: sgd, adam"
     )

@@ -33,7 +33,7 @@ def _settings(value: object) -> AlgorithmSettings:
     kinds = {name: kind.Settings for name, kind in ALGORITHMS.items()}
     if isinstance(value, dict):
         value = {"name": FederatedAlgorithm.FEDAVG.value, **value}
-    return parse_choice(value, kinds, AlgorithmSettings, tag="name", noun="algorithm")
+    return parse_choice(value, kinds, tag="name", noun="algorithm")
 
 
 AlgorithmChoice = Annotated[SerializeAsAny[AlgorithmSettings], BeforeValidator(_settings)]

@@ -84,6 +84,7 @@ class Algorithm(FederatedAlgorithmInterface):
         site_hyperparameters: Those of the hyper-parameters that the client half takes.
         default_aggregation: How updates are combined when the experiment does not say.
         only_aggregation: Why no other will do, and what to choose; empty where any will.
+        needs: What it asks of the sites' training, for people; empty for nothing.
         proven_under_dp: Whether its law holds with noise added at the sites.
         keeps_site_state: Whether sites keep something from round to round.
     """
@@ -93,6 +94,7 @@ class Algorithm(FederatedAlgorithmInterface):
     site_hyperparameters: ClassVar[tuple[str, ...]] = ()
     default_aggregation: ClassVar[str] = AggregationMethod.WEIGHTED_AVERAGE.value
     only_aggregation: ClassVar[str] = ""
+    needs: ClassVar[str] = ""
     proven_under_dp: ClassVar[bool] = True
     keeps_site_state: ClassVar[bool] = False
 
@@ -149,13 +151,16 @@ class Algorithm(FederatedAlgorithmInterface):
                     "choose fedavg or fedprox"
                 )
             ]
-        method = cls.build_aggregator(settings).method
+        aggregator = cls.build_aggregator(settings)
         means = {AggregationMethod.WEIGHTED_AVERAGE.value, AggregationMethod.SIMPLE_AVERAGE.value}
-        if level is PrivacyLevel.SECURE_AGGREGATION and method not in means:
+        is_sum = aggregator.method in means and aggregator.clip_norm is None
+        if level is PrivacyLevel.SECURE_AGGREGATION and not is_sum:
+            what = "clip_norm" if aggregator.method in means else aggregator.method
             return [
                 (
                     f"privacy.level: secure_aggregation gives the orchestrator a sum and no single "
-                    f"update, which {method} needs; choose weighted_average or simple_average"
+                    f"update, which {what} needs; choose weighted_average or simple_average, "
+                    "without clip_norm"
                 )
             ]
         return []

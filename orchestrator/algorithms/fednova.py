@@ -43,6 +43,7 @@ class FedNova(Algorithm):
         "its normalised mean is weighted by construction; choose weighted_average (its default) or "
         "another algorithm"
     )
+    needs = "sgd"
     proven_under_dp = False
 
     @classmethod

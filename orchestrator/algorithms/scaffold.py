@@ -43,6 +43,7 @@ class Scaffold(Algorithm):
         "its control variates are plain means over the sites; choose simple_average (its default) "
         "or another algorithm"
     )
+    needs = "sgd without momentum"
     proven_under_dp = False
     keeps_site_state = True
 

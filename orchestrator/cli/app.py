@@ -163,6 +163,94 @@ def sites(
         raise typer.Exit(CommunicationError.exit_code)
 
 
+@app.command()
+def algorithms(
+    name: Annotated[str, typer.Argument(help="Tell all of this one.", show_default=False)] = "",
+    as_json: AsJson = False,
+) -> None:
+    """List the algorithms and the ways to combine updates, or tell one with its equations.
+
+    Example: orchestrator algorithms feddyn
+    """
+    from orchestrator.catalogue import (
+        describe_aggregations,
+        describe_algorithm,
+        describe_algorithms,
+    )
+
+    if name:
+        found = describe_algorithm(name)
+        if as_json:
+            echo_json(found)
+            return
+        typer.echo(found["text"] + "\n")
+        header = ("hyper-parameter", "default", "range", "meaning")
+        rows = [
+            (h["name"], h["default"], h["range"], h["description"])
+            for h in found["hyperparameters"]
+        ]
+        echo_table(header, rows, empty="no hyper-parameters")
+        typer.echo(f"aggregation: {found['aggregation']}; training: {found['needs'] or 'any'}")
+        return
+    known, ways = describe_algorithms(), describe_aggregations()
+    if as_json:
+        echo_json({"algorithms": known, "aggregations": ways})
+        return
+    echo_table(
+        ("algorithm", "hyper-parameters", "aggregation", "training", "what it does"),
+        [
+            (
+                a["name"],
+                _named(a["hyperparameters"]),
+                a["aggregation"],
+                a["needs"] or "any",
+                a["summary"],
+            )
+            for a in known
+        ],
+        empty="",
+    )
+    typer.echo("")
+    echo_table(
+        ("aggregation", "options", "what it does"),
+        [(way["name"], _named(way["options"]), way["summary"]) for way in ways],
+        empty="",
+    )
+    typer.echo("one of them with equations, ranges and source: orchestrator algorithms NAME")
+
+
+@app.command()
+def models(as_json: AsJson = False) -> None:
+    """List the models and their options, those that other packages add among them.
+
+    Example: orchestrator models
+    """
+    from dataclasses import asdict
+
+    from core.models import broken_models, describe_models
+
+    known = describe_models()
+    if as_json:
+        echo_json([asdict(model) for model in known])
+        return
+    rows = [
+        (
+            model.name,
+            ", ".join(f"{name}={option.default}" for name, option in model.options.items()),
+            model.source,
+            model.summary,
+        )
+        for model in known
+    ]
+    echo_table(("model", "options", "from", "what it is"), rows, empty="")
+    for name, why in broken_models().items():
+        typer.echo(f"{name} is registered and cannot be used: {why}")
+
+
+def _named(options: list[dict[str, Any]]) -> str:
+    return ", ".join(f"{o['name']}={o['default']}" for o in options if o["default"] is not None)
+
+
 def _run(store: "RunStore", run_id: str, *, as_json: bool) -> None:
     from orchestrator.communication.live import over_pysyft
     from orchestrator.experiment import ExperimentOrchestrator

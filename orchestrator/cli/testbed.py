@@ -8,6 +8,7 @@ import typer
 
 from core.commands import echo_json, echo_table
 from core.enums import DataDistribution
+from orchestrator.testbed.kinds import SampleKind
 
 app = typer.Typer(help="A federation of local processes, with sample data.", no_args_is_help=True)
 
@@ -15,6 +16,7 @@ Folder = Annotated[
     Path, typer.Option("--folder", envvar="TESTBED_FOLDER", help="Where the testbed lies.")
 ]
 _DISTRIBUTIONS = click.Choice([distribution.value for distribution in DataDistribution])
+_KINDS = click.Choice([kind.value for kind in SampleKind])
 _FOLDER = Path(".testbed")
 NumSites = Annotated[int, typer.Option("--sites", "-n", min=1, max=64, help="How many factories.")]
 Source = Annotated[
@@ -91,34 +93,98 @@ def down(
 def data(
     sites: NumSites = 3,
     out: Annotated[Path, typer.Option("--out", help="Folder for the files.")] = Path("data"),
+    kind: Annotated[
+        str,
+        typer.Option(
+            help="AI4I 2020, or pumps whose failures show in a trend only.", click_type=_KINDS
+        ),
+    ] = SampleKind.AI4I.value,
     distribution: Annotated[
         str, typer.Option(help="How the rows are divided.", click_type=_DISTRIBUTIONS)
     ] = DataDistribution.IID.value,
+    alpha: Annotated[
+        float | None,
+        typer.Option(
+            help="For non_iid_quantity and non_iid_label: the smaller, the more unlike; "
+            "by default 0.5."
+        ),
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="For non_iid_feature: the column in which sites differ; by default "
+            "'Tool wear [min]' (ai4i) or 'speed' (vibration).",
+        ),
+    ] = None,
     source: Source = None,
     fetch: Annotated[
         bool, typer.Option("--fetch", help="Download the AI4I 2020 data set (needs internet).")
     ] = False,
-    rows: Annotated[int, typer.Option("--rows", min=150, help="Rows to make.")] = 10_000,
+    rows: Annotated[
+        int | None,
+        typer.Option(
+            min=150,
+            help="Rows to make; by default 10,000 (ai4i) or a day of each pump (vibration).",
+        ),
+    ] = None,
     seed: Seed = 0,
 ) -> None:
-    """Write one CSV for each site: AI4I-like data, or the real AI4I 2020 data set divided.
+    """Write one CSV for each site, and split.png, a picture of who got what.
 
-    Example: orchestrator testbed data --sites 3 --distribution iid --out data
+    Example: orchestrator testbed data --sites 3 --distribution non_iid_label --out data
     """
+    from orchestrator.files import write_whole
+    from orchestrator.testbed import samples
+    from orchestrator.testbed.ai4i import read_ai4i
+    from orchestrator.testbed.deals import Skew
+    from orchestrator.testbed.picture import draw_split
+
+    chosen, division = SampleKind(kind), DataDistribution(distribution)
+    skew = Skew(alpha=alpha, by=by)
+    source = _require_ai4i_file(chosen, source, out, fetch=fetch, rows=rows)
+    if source is None:
+        table = samples.generate_table(chosen, rows=rows, sites=sites, seed=seed)
+    else:
+        table = read_ai4i(source)
+    parts = samples.divide_samples(
+        table, sites=sites, distribution=division, seed=seed, kind=chosen, skew=skew
+    )
+    label = samples.KINDS[chosen].label
+    title = f"{kind}, {distribution}, seed {seed}"
+    column = samples.column_of_split(chosen, division, skew)
+    picture = draw_split(parts, title=title, label=label, column=column)
+    paths = samples.write_parts(parts, out)
+    write_whole(out / "split.png", picture)
+    lines = [
+        (path.stem, len(part), part[label].sum(), f"{part[label].mean():.1%}", path)
+        for path, part in zip(paths, parts, strict=True)
+    ]
+    echo_table(("site", "rows", "failures", "failure rate", "file"), lines, empty="")
+    typer.echo(f"picture: {out / 'split.png'}")
+
+
+def _require_ai4i_file(
+    kind: SampleKind, source: Path | None, out: Path, *, fetch: bool, rows: int | None
+) -> Path | None:
+    """Give the AI4I file asked for, downloaded if need be; None where a table is to be made."""
     from core.exceptions import ConfigurationError
     from orchestrator.testbed.fetching import fetch_ai4i
-    from orchestrator.testbed.samples import load_table, write_samples
 
-    if fetch and source is not None:
-        raise ConfigurationError("--fetch and --source: give one of them")
+    if not fetch and source is None:
+        return None
+    if kind is not SampleKind.AI4I:
+        raise ConfigurationError(
+            f"--source and --fetch are for --kind {SampleKind.AI4I.value}; "
+            f"{kind.value} data are always made"
+        )
+    if rows is not None:
+        raise ConfigurationError("--rows is for made data; leave it out with --source and --fetch")
+    if source is None:
+        return fetch_ai4i(out / "ai4i2020.csv")
     if fetch:
-        source = fetch_ai4i(out / "ai4i2020.csv")
-    table = load_table(source, rows=rows, seed=seed)
-    paths = write_samples(
-        table, out, sites=sites, distribution=DataDistribution(distribution), seed=seed
-    )
-    for path in paths:
-        typer.echo(str(path))
+        raise ConfigurationError("--fetch and --source: give one of them")
+    return source
 
 
 @app.command()

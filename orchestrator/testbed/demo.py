@@ -21,9 +21,10 @@ from core.commands import echo_table
 from core.configuration import parse, read_yaml
 from core.enums import DataDistribution
 from orchestrator.communication.live import over_pysyft
-from orchestrator.configuration import ExperimentConfig, Participation
+from orchestrator.configuration import ExperimentConfig
 from orchestrator.experiment import ExperimentOrchestrator, new_run_id
 from orchestrator.observer import Observer
+from orchestrator.participation import Participation
 from orchestrator.progress import best_observer
 from orchestrator.report import comparison_table
 from orchestrator.runs import RunStore

@@ -218,6 +218,18 @@ def test_examples_do_not_see_each_other(model: TorchModel, window_steps: int) ->
     torch.testing.assert_close(model(x), alone)
 
 
+def test_a_module_with_parameters_runs_once(model: TorchModel, window_steps: int) -> None:
+    """So per-example gradients can be told apart: parameters lie in leaves, and each runs once."""
+    runs: list[nn.Module] = []
+    owners = [module for module in model.modules() if list(module.parameters(recurse=False))]
+    for owner in owners:
+        assert not list(owner.children())
+        owner.register_forward_hook(lambda module, _inputs, _output: runs.append(module))
+    model(windows(4, window_steps))
+    assert len(runs) == len(owners)
+    assert set(runs) == set(owners)
+
+
 def test_forward_draws_no_random_numbers_and_changes_nothing(
     model: TorchModel, window_steps: int
 ) -> None:

@@ -513,7 +513,7 @@ class Experiment(BaseModel):
     algorithm: Settings = Settings()
 
 
-LISTED = f"known: {', '.join(AGGREGATORS)}"
+LISTED = f"there are: {', '.join(AGGREGATORS)}"
 
 
 def read(choice: Any) -> Aggregator:
@@ -568,22 +568,22 @@ def test_a_choice_survives_storage(aggregator: Aggregator) -> None:
         ),
         (
             {"method": "bulyan"},
-            "algorithm.aggregation: there is no method 'bulyan'; known: weighted_average",
+            "algorithm.aggregation: there is no method 'bulyan'; there are: weighted_average",
         ),
         ({"method": ["krum"]}, "there is no method ['krum']; did you mean 'krum'?"),
         (
             {"trim": 0.2},
-            f"write the name of a method, or {{method: its name, ...}} with its options; {LISTED}",
+            f"write a name, or {{method: the name, ...}} with its options; {LISTED}",
         ),
-        (None, "algorithm.aggregation: write the name of a method"),
-        (["median"], "algorithm.aggregation: write the name of a method"),
+        (None, "algorithm.aggregation: write a name, or {method"),
+        (["median"], "algorithm.aggregation: write a name, or {method"),
         (
             {"method": "krum", "f": 1},
-            "algorithm.aggregation.f: krum has no such option; known: clip_norm, byzantine",
+            "algorithm.aggregation.f: krum has no such option; there are: byzantine, clip_norm",
         ),
         (
             {"method": "trimmed_mean", "trin": 0.2},
-            "trin: trimmed_mean has no such option; did you mean 'trim'? known: clip_norm, trim",
+            "trin: trimmed_mean has no such option; did you mean 'trim'? there are: clip_norm",
         ),
         (
             {"method": "trimmed_mean", "trim": 0.5},

@@ -8,7 +8,8 @@ import yaml
 
 from core import AggregationMethod, ConfigurationError, FederatedAlgorithm, ModelType, PrivacyLevel
 from core.configuration import parse
-from orchestrator.configuration import ExperimentConfig, load_experiment, load_federation
+from orchestrator.configuration import ExperimentConfig, load_experiment
+from orchestrator.federation import load_federation
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from core.exceptions import (
     WaitExpiredError,
 )
 from orchestrator.communication.memory import MemoryCommunication
-from orchestrator.configuration import SiteAddress
+from orchestrator.federation import SiteAddress
 from orchestrator.fleet import Answers, Fleet
 
 SITES = ("factory-1", "factory-2", "factory-3")
@@ -244,7 +244,7 @@ def test_the_exit_code_is_that_of_what_must_be_mended(
 INTERRUPTED = """
 import os, signal, threading
 from orchestrator.communication.memory import MemoryCommunication
-from orchestrator.configuration import SiteAddress
+from orchestrator.federation import SiteAddress
 from orchestrator.fleet import Fleet
 
 asked = threading.Event()

@@ -57,7 +57,7 @@ def update(site_id: str, *, samples: int, loss: float, fit_s: float) -> ClientUp
 TWO_SITES = {
     "factory-1": report(
         "factory-1",
-        validation=counts({300: 1}, {200: 3}),
+        validation=counts({300: 1}, {299: 3}),
         test=counts({300: 1, 290: 1}, {200: 2}, loss_total=2.0),
     ),
     "factory-2": report(
@@ -89,7 +89,7 @@ def test_training_metrics_weigh_by_samples() -> None:
 def test_the_threshold_comes_from_validation_and_the_metrics_from_test() -> None:
     """Two sites as one table, judged at the bin that was best on other rows."""
     found = evaluation_metrics(TWO_SITES)
-    # Validation pooled: failures 2 in bin 300; others 1 in bin 310, 5 in bin 200. From bin 300 up:
+    # Validation pooled: failures 2 in bin 300; others 1 in 310, 3 in 299, 2 in 200. From bin 300:
     # 2 found, 1 false, none missed: F1 = 4/5. Bin 300 begins at q = 600/512 - 1 = 0.171875, that is
     # s = 4 q / (1 - q) = 0.8301887, with probability 1 / (1 + e^-s) = 0.6963948.
     assert found["threshold"] == pytest.approx(0.6963948, abs=1e-7)

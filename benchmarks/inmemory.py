@@ -1,0 +1,214 @@
+"""Federations in memory for benchmarks: real sites, real codec, real runs, and central training.
+
+Everything is scored as a run is: pooled counts of the sites' parts, the threshold from validation.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from core.configuration import parse, read_yaml
+from core.evaluation import best_threshold, count_scores, summarise
+from core.models import TorchModel, build_model
+from core.seeds import derive_seed
+from datasite.caller import Caller, Role
+from datasite.data.windows import Part, Parts, prepare_parts
+from datasite.site import FactoryDataSite
+from datasite.trainer import InlineTrainer
+from datasite.training.fit import fit
+from datasite.training.objectives import Objective, Task
+from orchestrator.agreement import model_spec, split_settings
+from orchestrator.communication.memory import MemoryCommunication
+from orchestrator.configuration import ExperimentConfig
+from orchestrator.experiment import ExperimentOrchestrator
+from orchestrator.runs import RunStore
+from orchestrator.schedule import LocalTraining
+from orchestrator.testbed.presets import AI4I_EXPERIMENT, AI4I_SCHEMA
+from orchestrator.testbed.samples import load_table, write_samples
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+    from types import TracebackType
+    from typing import Self
+
+    from core.enums import DataDistribution
+    from core.messages import Preprocessing, ScoreCounts
+
+RESEARCHER = "researcher@benchmark.example.com"
+
+
+class SampleFederation:
+    """Sites in memory, each with its part of AI4I; to be used as a context.
+
+    Args:
+        folder: Where their state lies.
+        source: The AI4I 2020 CSV; None for data like it.
+        sites: How many.
+        distribution: How the rows are divided.
+        seed: Of the division.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        source: Path | None,
+        *,
+        sites: int,
+        distribution: DataDistribution,
+        seed: int,
+    ) -> None:
+        self._folder = folder
+        self._opened = ExitStack()
+        self._store = RunStore(folder / "runs")
+        table = load_table(source, rows=10_000, seed=seed)
+        files = write_samples(
+            table, folder / "samples", sites=sites, distribution=distribution, seed=seed
+        )
+        self._sites = {file.stem: self._open(file) for file in files}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._opened.close()
+
+    @property
+    def site_ids(self) -> list[str]:
+        """Names of the sites."""
+        return list(self._sites)
+
+    def config(self, changes: Mapping[str, Any]) -> ExperimentConfig:
+        """Give the example experiment with `changes` to its sections, scored at its end only."""
+        settings = read_yaml(AI4I_EXPERIMENT)
+        rounds = changes.get("rounds", settings["rounds"])
+        settings |= {"sites": str(self._sites_file()), "evaluation": {"every": rounds}}
+        return parse(merged(settings, changes), ExperimentConfig, source="benchmark")
+
+    def run(self, name: str, config: ExperimentConfig) -> dict[str, Any]:
+        """Run an experiment; its last round's record, with test and validation metrics."""
+        handlers = {site_id: _handler(site) for site_id, site in self._sites.items()}
+        orchestrator = ExperimentOrchestrator(
+            lambda _config: MemoryCommunication(handlers), self._store
+        )
+        orchestrator.setup(config, name)
+        rounds: list[dict[str, Any]] = orchestrator.run_experiment(name)["rounds"]
+        return rounds[-1]
+
+    def train_centrally(self, config: ExperimentConfig) -> dict[str, dict[str, float]]:
+        """Fit one model on all training rows for as many epochs at the same rates; its metrics.
+
+        Returns:
+            `global` (on all test parts together) and `validation`, as a round's record has them.
+        """
+        parts = [self._parts(site, config) for site in self._sites.values()]
+        preprocessing = _over_all_rows(parts)
+        inputs, labels = _tensors([part.train for part in parts], preprocessing)
+        model = build_model(
+            model_spec(config),
+            sensors=inputs.shape[2],
+            window_steps=inputs.shape[1],
+            seed=config.seed,
+        )
+        schedule = LocalTraining(
+            settings=config.training_settings(),
+            schedule=config.training.schedule,
+            rounds=config.rounds,
+        )
+        for round_num in range(config.rounds):
+            fit(
+                model,
+                inputs,
+                labels,
+                settings=schedule.at(round_num),
+                positive_weight=preprocessing["positive_weight"],
+                objective=Objective(Task(hyperparameters={}, received={}, learning_rate=0.0)),
+                seed=derive_seed(config.seed, round_num, "central"),
+            )
+        validation = _score(model, *_tensors([part.validation for part in parts], preprocessing))
+        test = _score(model, *_tensors([part.test for part in parts], preprocessing))
+        threshold = best_threshold(validation)
+        return {
+            "global": summarise(test, threshold),
+            "validation": summarise(validation, threshold),
+        }
+
+    def _open(self, file: Path) -> FactoryDataSite:
+        site = FactoryDataSite(lambda _config: InlineTrainer())
+        site.initialize_datasite(
+            {
+                "site_id": file.stem,
+                "state": str(self._folder / file.stem),
+                "operator": {"email": "operator@benchmark.example.com", "password": "in memory"},
+                "policy": [{"name": "all", "decision": "approve", "researcher": RESEARCHER}],
+            }
+        )
+        self._opened.callback(site.close)
+        site.register_data({"name": "ai4i", "file": file, "schema": AI4I_SCHEMA})
+        return site
+
+    def _sites_file(self) -> Path:
+        path = self._folder / "sites.yaml"
+        lines = [
+            f"- {{site_id: {name}, url: 'memory://{name}', email: {RESEARCHER}, password: none}}"
+            for name in self._sites
+        ]
+        path.write_text("sites:\n" + "\n".join(lines) + "\n", encoding="utf-8")
+        return path
+
+    @staticmethod
+    def _parts(site: FactoryDataSite, config: ExperimentConfig) -> Parts:
+        dataset = site.registry.find(config.dataset)
+        table = pd.read_parquet(dataset.file)
+        return prepare_parts(table, dataset.schema, split_settings(config), site.config.site_id)
+
+
+def merged(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Give `settings` with `changes`, section by section; an algorithm comes whole."""
+    result = dict(settings)
+    for name, value in changes.items():
+        is_section = isinstance(value, dict) and isinstance(result.get(name), dict)
+        result[name] = {**result[name], **value} if is_section and name != "algorithm" else value
+    return result
+
+
+def _handler(site: FactoryDataSite) -> Callable[[bytes, str], bytes]:
+    return lambda request, email: site.handle(request, Caller(email=email, role=Role.RESEARCHER))
+
+
+def _over_all_rows(parts: list[Parts]) -> Preprocessing:
+    """Mean and deviation over every row, as the sites' statistics are; failures weigh 1."""
+    x = np.concatenate(
+        [part.x for site in parts for part in (site.train, site.validation, site.test)]
+    )
+    rows = x.reshape(-1, x.shape[-1]).astype(np.float64)
+    scale = rows.std(axis=0)
+    return {
+        "mean": rows.mean(axis=0).tolist(),
+        "scale": np.where(scale > 0, scale, 1.0).tolist(),
+        "positive_weight": 1.0,
+    }
+
+
+def _tensors(parts: list[Part], preprocessing: Preprocessing) -> tuple[torch.Tensor, torch.Tensor]:
+    x = np.concatenate([part.x for part in parts])
+    standardised = (x - np.asarray(preprocessing["mean"])) / np.asarray(preprocessing["scale"])
+    y = np.concatenate([part.y for part in parts])
+    return torch.from_numpy(standardised.astype(np.float32)), torch.from_numpy(y)
+
+
+@torch.no_grad()
+def _score(model: TorchModel, inputs: torch.Tensor, labels: torch.Tensor) -> ScoreCounts:
+    logits = model(inputs).double()
+    losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    return count_scores((logits[:, 1] - logits[:, 0]).numpy(), labels.numpy(), losses.numpy())

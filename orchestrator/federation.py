@@ -1,0 +1,103 @@
+"""The sites file: who belongs to the federation, and how each site is reached."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Self
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, EmailStr, Field, SecretStr, model_validator
+
+from core.configuration import parse, read_yaml
+from core.exceptions import ConfigurationError
+from orchestrator.section import Section
+
+
+def _site_url(url: str) -> str:
+    if "@" in url:
+        message = "a URL holds no account; give it as `email` and `password`"
+        raise ValueError(message)
+    try:
+        parts = urlsplit(url)
+        fits = parts.scheme in {"http", "https", "memory"} and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is none
+        fits = False
+    if not fits or parts.path not in {"", "/"} or re.search(r"[\s?#]", url):
+        message = f"{url!r} is no address of a site; write http://host:port or https://host:port"
+        raise ValueError(message)
+    return url
+
+
+class SiteAddress(Section):
+    """How to reach one site, and as whom.
+
+    Attributes:
+        site_id: The name that the site itself must give.
+        url: Of its PySyft server, such as `http://127.0.0.1:8081`.
+        password: Given by a variable, as `${FACTORY_1_PASSWORD}`.
+        password_file: Or read from a file; a relative path starts at the sites file.
+        tags: Words by which an experiment can choose its sites.
+    """
+
+    site_id: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
+    url: Annotated[str, AfterValidator(_site_url)]
+    email: EmailStr
+    password: SecretStr | None = None
+    password_file: Path | None = None
+    tags: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_password(self) -> Self:
+        if (self.password is None) == (self.password_file is None):
+            message = "give either `password` (as ${VARIABLE}) or `password_file`"
+            raise ValueError(message)
+        return self
+
+    def credentials(self) -> dict[str, str]:
+        """Give what `connect_to_datasite` takes.
+
+        Raises:
+            ConfigurationError: The password's file cannot be read.
+        """
+        if self.password is not None:
+            password = self.password.get_secret_value()
+        else:
+            try:
+                password = Path(str(self.password_file)).read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError) as exc:
+                reason = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8 text"
+                raise ConfigurationError(
+                    f"{self.site_id}: password_file {self.password_file} cannot be read: {reason}"
+                ) from exc
+        return {"site_id": self.site_id, "email": self.email, "password": password}
+
+
+def _different(sites: tuple[SiteAddress, ...]) -> tuple[SiteAddress, ...]:
+    names = [site.site_id for site in sites]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        message = f"named more than once: {', '.join(repeated)}"
+        raise ValueError(message)
+    return sites
+
+
+class Federation(Section):
+    """The sites file: who belongs to the federation."""
+
+    sites: Annotated[tuple[SiteAddress, ...], Field(min_length=1), AfterValidator(_different)]
+
+
+def load_federation(path: Path) -> Federation:
+    """Read a sites file.
+
+    Raises:
+        ConfigurationError: With every mistake and its place in the file.
+    """
+    federation = parse(read_yaml(path), Federation, source=str(path))
+    base = path.resolve().parent
+    sites = [
+        site.model_copy(update={"password_file": base / site.password_file})
+        if site.password_file
+        else site
+        for site in federation.sites
+    ]
+    return Federation(sites=tuple(sites))
