@@ -40,7 +40,7 @@ METRICS = {"pr_auc": "PR-AUC", "roc_auc": "ROC-AUC", "f1": "F1", "mcc": "MCC"}
 ALGORITHMS: Mapping[str, Mapping[str, Any]] = {
     "fedavg": {"name": "fedavg"},
     "fedprox": {"name": "fedprox", "mu": 0.01},
-    "feddyn": {"name": "feddyn", "alpha": 0.1},
+    "feddyn": {"name": "feddyn", "alpha": 0.03},
     "fednova": {"name": "fednova"},
 }
 """With the hyper-parameters that `tuning.py` found best on validation parts of other seeds."""
