@@ -60,7 +60,10 @@ def main() -> None:
     arguments = _arguments()
     with _sites(arguments.sites, arguments.source) as testbed:
         logins = [_log_in(testbed) for _ in range(5)]
-        null = [_null(testbed, options, arguments.rounds) for options in ({}, {"channels": 256})]
+        null = [
+            _null(testbed, options, arguments.rounds)
+            for options in ({"bins": 0}, {"channels": 256, "bins": 0})
+        ]
         training = _training(testbed, arguments.training_rounds)
     results = {
         "machine": machine(),

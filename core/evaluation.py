@@ -88,8 +88,7 @@ def best_threshold(counts: ScoreCounts) -> int:
     """Give the bin from which calling a failure is best: the middle of those with nearly best F1.
 
     Nearly is within 5 % of the largest F1. With the few failures of a validation part the largest
-    itself is an accident of single rows: chosen on one half of such a part and judged on the other,
-    the middle had an F1 higher by 0.007 in the mean (`benchmarks/tuning.py`).
+    itself is an accident of single rows.
     """
     true, predicted = _cumulative(counts)
     f1 = (2 * true / np.maximum(predicted + true[-1], 1))[::-1]  # by the first bin that counts

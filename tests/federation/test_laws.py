@@ -229,12 +229,14 @@ def test_an_update_that_was_lost_on_its_way_is_not_built_on(plant: Plant, name: 
     assert asked == [(0, None), (1, 0), (2, 0), (3, 2)]
 
 
+@pytest.mark.parametrize("fraction", [1.0, 0.5], ids=["all", "two of three"])
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_permuting_the_sites_changes_nothing(plant: Plant, name: str) -> None:
-    """The sites file in another order: the same bits."""
-    first = plant.digest(plant.start(name))
+def test_permuting_the_sites_changes_nothing(plant: Plant, name: str, fraction: float) -> None:
+    """The sites file in another order: the same sites are drawn, and the same bits result."""
+    participation = {"fraction": fraction}
+    first = plant.digest(plant.start(name, participation=participation))
     plant.federation.sites = dict(reversed(plant.federation.sites.items()))
-    assert plant.digest(plant.start(name)) == first
+    assert plant.digest(plant.start(name, participation=participation)) == first
 
 
 @pytest.mark.parametrize("round_num", [0, 1, 2])

@@ -76,6 +76,18 @@ def test_memory_and_pysyft_give_bit_equal_parameters(
     assert in_memory["parameters_sha256"] == undisturbed["parameters_sha256"]
 
 
+@pytest.mark.parametrize("name", ["feddyn", "scaffold"])
+def test_what_sites_keep_and_send_is_the_same_over_pysyft(
+    testbed: Testbed, federation: Federation, tmp_path: Path, name: str
+) -> None:
+    """FedDyn's duals and SCAFFOLD's control variates go through trainer, ledger and wire."""
+    experiment = write_experiment(tmp_path, testbed, algorithm={"name": name})
+    done = orchestrator("run", experiment, "--run-id", name)
+    assert done.returncode == 0, done.stderr
+    in_memory = federation.run(name, algorithm={"name": name})
+    assert in_memory["parameters_sha256"] == results(tmp_path, name)["parameters_sha256"]
+
+
 def test_a_run_killed_between_rounds_resumes_to_the_same_parameters(
     testbed: Testbed, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
