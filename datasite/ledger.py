@@ -79,12 +79,16 @@ class ReplyRow(Table):
 
 
 class StateRow(Table):
-    """What the site keeps for an algorithm after a round it trained in (FedDyn: its dual)."""
+    """What the site keeps for an algorithm after a round it trained in (FedDyn: its dual).
+
+    `follows` is the round whose state it was built on; -1 when it was built on nothing.
+    """
 
     __tablename__ = "states"
 
     plan_id: Mapped[str] = mapped_column(ForeignKey("plans.plan_id"), primary_key=True)
     round_num: Mapped[int] = mapped_column(primary_key=True)
+    follows: Mapped[int]
     state: Mapped[bytes] = mapped_column(LargeBinary)
 
 

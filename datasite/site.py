@@ -56,7 +56,7 @@ from datasite.records import OPERATOR, Records
 from datasite.registry import Dataset, Registry
 from datasite.release import released
 from datasite.replies import Replies, StoredReply
-from datasite.states import States
+from datasite.states import NOTHING, States
 from datasite.trainer import Trainer, TrainerProcess
 from datasite.training.objectives import available_algorithms
 from datasite.training.work import Assignment, Done, Job
@@ -281,7 +281,10 @@ class FactoryDataSite(DataSiteInterface):
                     )
                     self._replies.keep(connection, answered)
                     if done.state:
-                        self._states.keep(connection, plan_id, round_num, done.state)
+                        follows = message.get("state_round", NOTHING)
+                        self._states.keep(
+                            connection, plan_id, round_num, done.state, follows=follows
+                        )
                 facts = {**_facts(message), "bytes_out": len(done.reply)}
                 audit.append(connection, _entry(caller.email, "train", plan_id, reply, facts))
         logger.bind(site_id=self.config.site_id, round_num=message["round_num"]).info(

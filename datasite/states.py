@@ -13,6 +13,9 @@ from datasite.ledger import Ledger, StateRow, Table
 _STATES_KEPT = 4
 """A run can go back to the oldest of its three checkpoints, and no further."""
 
+NOTHING = -1
+"""The round that a first state follows."""
+
 
 class States:
     """The kept states of one site.
@@ -42,24 +45,31 @@ class States:
         return bytes(found[0].state)
 
     @staticmethod
-    def keep(connection: Connection, plan_id: str, round_num: int, state: bytes) -> None:
-        """Store a state within the caller's transaction; of each plan the newest few stay."""
-        values = {"plan_id": plan_id, "round_num": round_num, "state": state}
+    def keep(
+        connection: Connection, plan_id: str, round_num: int, state: bytes, *, follows: int
+    ) -> None:
+        """Store a state within the caller's transaction; what no run can go back to is dropped.
+
+        Kept are the last rounds, counted or not, and the last few that the orchestrator counted:
+        the state that this one follows, the one that that follows, and so on.
+        """
+        values = {"plan_id": plan_id, "round_num": round_num, "state": state, "follows": follows}
         connection.execute(_REPLACE, values)
-        connection.execute(_FORGET, {"of_plan": plan_id})
+        before = {row.round_num: row.follows for row in connection.execute(_ALL, {"of": plan_id})}
+        kept = {number for number in before if number > round_num - _STATES_KEPT}
+        for _ in range(_STATES_KEPT - 1):  # and this one
+            kept.add(follows)
+            follows = before.get(follows, NOTHING)
+        for number in before.keys() - kept:
+            connection.execute(_FORGET, {"of": plan_id, "number": number})
 
 
 _TABLE = Table.metadata.tables[StateRow.__tablename__]
 _ONE = select(_TABLE.c.state).where(
     _TABLE.c.plan_id == bindparam("plan_id"), _TABLE.c.round_num == bindparam("round_num")
 )
+_ALL = select(_TABLE.c.round_num, _TABLE.c.follows).where(_TABLE.c.plan_id == bindparam("of"))
 _REPLACE = insert(_TABLE).prefix_with("OR REPLACE")
-_NEWEST = (
-    select(_TABLE.c.round_num)
-    .where(_TABLE.c.plan_id == bindparam("of_plan"))
-    .order_by(_TABLE.c.round_num.desc())
-    .limit(_STATES_KEPT)
-)
 _FORGET = delete(_TABLE).where(
-    _TABLE.c.plan_id == bindparam("of_plan"), _TABLE.c.round_num.not_in(_NEWEST)
+    _TABLE.c.plan_id == bindparam("of"), _TABLE.c.round_num == bindparam("number")
 )

@@ -208,6 +208,15 @@ def test_rounds_that_were_left_out_do_not_count_among_the_newest(site: FactoryDa
     assert states(site, plan_id).keys() == {3, 10, 11, 50}
 
 
+def test_a_state_that_counts_outlasts_any_number_that_do_not(site: FactoryDataSite) -> None:
+    """Round 0 counted, the answers to rounds 1 to 6 were lost: round 7 still builds on round 0."""
+    plan_id = plan(site, rounds=99)
+    train(site, plan_id, 0)
+    for round_num in range(1, 8):
+        train(site, plan_id, round_num, state_round=0)
+    assert states(site, plan_id).keys() == {0, 4, 5, 6, 7}
+
+
 def test_the_state_never_leaves_the_site(site: FactoryDataSite) -> None:
     """Neither the stored bytes nor one tensor of them is in the reply."""
     plan_id = plan(site)
