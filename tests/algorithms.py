@@ -3,21 +3,11 @@
 from typing import Any, cast
 
 import torch
+from sites import TRAINING
 
 from core.messages import Parameters, TrainingSettings
 from orchestrator.algorithms import ALGORITHMS, Algorithm, AlgorithmSettings, build_algorithm
 from orchestrator.schedule import Constant, LocalTraining
-
-TRAINING: dict[str, Any] = {
-    "local_epochs": 1,
-    "batch_size": 8,
-    "learning_rate": 0.1,
-    "optimizer": "sgd",
-    "momentum": 0.0,
-    "weight_decay": 0.0,
-    "gradient_clip": None,
-    "focal_gamma": 0.0,
-}
 
 
 def settings_of(name: str, **settings: object) -> AlgorithmSettings:
