@@ -7,10 +7,10 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test containers lint format bench clean
 
 help: ## Say what can be made
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 demo: .venv/base ## Three live datasites, a federated run on sample data, a table of results
 	$(BIN)/orchestrator testbed demo
@@ -23,9 +23,13 @@ lint: .venv/dev ## Format check, ruff, mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-format: .venv/dev ## Format the code and mend what ruff can mend
+containers: .venv/dev ## The tests over containers; they need a Docker engine with compose
+	$(BIN)/pytest -m containers tests/containers $(PYTEST_ARGS)
+
+format: .venv/dev ## Format the code, mend what ruff can mend, stamp the image with the code's hash
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	sed -i.bak "s/^ARG CODE_HASH=.*/ARG CODE_HASH=$$($(BIN)/python -c 'from core.codehash import installed_code_hash; print(installed_code_hash())')/" deploy/Dockerfile && rm deploy/Dockerfile.bak
 
 bench: .venv/dev ## The claims about speed and learning, measured here
 	$(BIN)/python benchmarks/round_overhead.py

@@ -66,16 +66,21 @@ class Registry:
     def register(self, file: Path, schema: DataSchema, *, name: str, who: str) -> Dataset:
         """Check `file` against `schema` and keep a copy as the next version of `name`.
 
+        The same data and schema again change nothing: what is registered already is given.
+
         Raises:
-            DataError: The data break the schema, or `name` is registered already; nothing is kept.
+            DataError: The data break the schema, or other data are registered as `name`; nothing is
+                kept.
         """
-        self._require_free(name)
         from datasite.data.table import load_table  # noqa: PLC0415 - pandas, for this alone
 
         table = load_table(file, schema)
         with ExitStack() as undo:
             with self._ledger.write() as session:  # from here on nobody else can take the name
-                self._require_free(name)
+                known = next((found for found in self.current() if found.name == name), None)
+                if known is not None:
+                    self._require_same(known, table, schema)
+                    return known
                 dataset = self._keep(table, schema, name)
                 undo.callback(dataset.file.unlink, missing_ok=True)
                 _record(session, dataset, who)
@@ -120,11 +125,13 @@ class Registry:
             )
         dataset.file.unlink(missing_ok=True)
 
-    def _require_free(self, name: str) -> None:
-        if any(dataset.name == name for dataset in self.current()):
+    def _require_same(self, known: Dataset, table: pd.DataFrame, schema: DataSchema) -> None:
+        from datasite.data.table import load_table  # noqa: PLC0415 - pandas, for this alone
+
+        if known.schema != schema or not load_table(known.file, schema).equals(table):
             raise DataError(
-                f"{self._site_id}: a dataset {name!r} is registered already; "
-                f"remove it first with 'datasite data remove {name}'",
+                f"{self._site_id}: other data are registered as {known.name!r} already; "
+                f"remove them first with 'datasite data remove {known.name}'",
                 site_id=self._site_id,
             )
 

@@ -167,7 +167,7 @@ def test_a_registered_name_is_refused_and_the_first_stays(
     site = build()
     site.register_data(registration(tmp_path))
     before, kept = site.get_datasite_info(), files_in(tmp_path / "site")
-    with pytest.raises(DataError, match="'press' is registered already; remove it first"):
+    with pytest.raises(DataError, match="registered as 'press' already; remove them first"):
         site.register_data(registration(tmp_path, load=1.0))
     assert site.get_datasite_info() == before
     assert files_in(tmp_path / "site") == kept

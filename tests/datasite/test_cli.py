@@ -268,11 +268,14 @@ def test_bad_data_are_not_registered(
 def test_registering_twice_says_how_to_go_on(
     datasite: Command, registered: Path, schema: Path, tmp_path: Path
 ) -> None:
-    """The message holds the command to type."""
+    """The same data are registered already; for others, the message holds the command to type."""
     file = tmp_path / "press.csv"
+    again = datasite("data", "register", file, "-s", schema, "-n", "press", "-c", registered)
+    assert (again.code, "version 1" in again.out) == (0, True)
+    write_table(file, load=1.0)
     ended = datasite("data", "register", file, "-s", schema, "-n", "press", "-c", registered)
     assert ended.code == 1
-    assert "remove it first with 'datasite data remove press'" in ended.err
+    assert "remove them first with 'datasite data remove press'" in ended.err
 
 
 def test_a_plan_is_listed_and_shown_in_words(datasite: Command, registered: Path) -> None:

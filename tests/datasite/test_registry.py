@@ -14,7 +14,7 @@ from sqlalchemy import select
 from core.exceptions import DataError, DataSiteError
 from core.schema import DataSchema
 from datasite.ledger import AuditRow, Ledger
-from datasite.registry import Registry, file_sha256
+from datasite.registry import Dataset, Registry, file_sha256
 from datasite.site import FactoryDataSite
 
 PRESS = DataSchema.model_validate(SCHEMA)
@@ -140,25 +140,40 @@ def test_names_that_look_alike_are_different_datasets(registry: Registry, file: 
     assert [dataset.name for dataset in registry.current()] == sorted(names)
 
 
+def test_the_same_data_again_change_nothing(
+    registry: Registry, ledger: Ledger, file: Path, tmp_path: Path
+) -> None:
+    """A command may be repeated: the first registration stays, and no second is written down."""
+    first = registry.register(file, PRESS, name="press", who="operator")
+    assert registry.register(file, PRESS, name="press", who="operator") == first
+    assert kept(tmp_path) == [first.file.name]
+    with ledger.read() as session:
+        assert len(session.scalars(select(AuditRow)).all()) == 1
+
+
+def test_the_same_data_under_another_schema_are_other_data(registry: Registry, file: Path) -> None:
+    """What researchers were told about a dataset does not change under its name."""
+    registry.register(file, PRESS, name="press", who="operator")
+    other = PRESS.model_copy(update={"description": "another press"})
+    with pytest.raises(DataError, match="other data are registered as 'press' already"):
+        registry.register(file, other, name="press", who="operator")
+
+
 def test_two_registrations_at_once_make_one_dataset(
     ledger: Ledger, tmp_path: Path, file: Path
 ) -> None:
-    """One of four wins; the others are refused, and the winner's copy stays whole."""
+    """All four are told of the same version, and one copy is kept, whole."""
     registry = Registry(ledger, tmp_path / "data", site_id="factory-1")
     together = threading.Barrier(4)
 
-    def attempt(_number: int) -> str:
+    def attempt(_number: int) -> Dataset:
         together.wait(timeout=30)
-        try:
-            registry.register(file, PRESS, name="press", who="operator")
-        except DataError:
-            return "refused"
-        return "registered"
+        return registry.register(file, PRESS, name="press", who="operator")
 
     with ThreadPoolExecutor(4) as threads:
-        outcomes = sorted(threads.map(attempt, range(4)))
-    assert outcomes == ["refused"] * 3 + ["registered"]
+        made = list(threads.map(attempt, range(4)))
     dataset = registry.find("press")
+    assert made == [dataset] * 4
     assert file_sha256(dataset.file) == dataset.sha256
     assert kept(tmp_path) == [dataset.file.name]
 
