@@ -7,6 +7,7 @@
     |- CommunicationError              exit 2, retryable: the other side was not reached
     |  |- DeadlineError                exit 3, retryable: it was reached and did not answer in time
     |  |- ProtocolError                not retryable: it answered something that cannot be read
+    |  |- CertificateError             not retryable: nobody vouches that it is who it should be
     |  `- AuthenticationError          not retryable; also a SecurityError
     |- AggregationError                the updates of a round cannot be combined
     |- ExperimentError                 a run cannot go on
@@ -76,6 +77,12 @@ class DeadlineError(CommunicationError):
 
 class ProtocolError(CommunicationError):
     """Bytes arrived that are no valid message; sending the same again will not help."""
+
+    retryable = False
+
+
+class CertificateError(CommunicationError):
+    """A site's certificate is not to be trusted: unknown authority, wrong name, not valid today."""
 
     retryable = False
 

@@ -3,7 +3,7 @@
 import os
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, EmailStr, Field, SecretStr, model_validator
 
@@ -18,15 +18,28 @@ class _Strict(BaseModel):
 SiteId = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 
 
+class Tls(_Strict):
+    """What the site proves with who it is to those who connect; relative paths as all.
+
+    Attributes:
+        certificate: PEM: the site's certificate first, then those between it and the authority.
+        key: PEM, without a passphrase: the certificate's private key.
+    """
+
+    certificate: Path
+    key: Path
+
+
 class Listen(_Strict):
-    """Where the site's PySyft server listens."""
+    """Where the site's PySyft server listens; with `tls`, it speaks https and nothing else."""
 
     host: str = "127.0.0.1"
     port: int = Field(default=8080, ge=1, le=65535)
+    tls: Tls | None = None
 
 
-class Operator(_Strict):
-    """The account that owns the site; the password counts at the very first start only.
+class Credentials(_Strict):
+    """What an account logs in with.
 
     Attributes:
         password: Given by a variable, as `${OPERATOR_PASSWORD}`.
@@ -43,6 +56,20 @@ class Operator(_Strict):
             message = "give either `password` (as ${VARIABLE}) or `password_file`"
             raise ValueError(message)
         return self
+
+
+Account = TypeVar("Account", bound=Credentials)
+
+
+class Operator(Credentials):
+    """The account that owns the site; when its password changes here, so does the account's."""
+
+
+class Researcher(Credentials):
+    """An account that the site opens when it starts without one of this e-mail.
+
+    One that is there, disabled or not, keeps the password and the role that it has.
+    """
 
 
 class Decision(Enum):
@@ -94,6 +121,7 @@ class SiteConfig(_Strict):
     Attributes:
         site_id: The site's name in the federation: lower-case letters, digits and dashes.
         state: Folder for identity, accounts, data and ledger; private to its owner.
+        researchers: Accounts to be opened at the start, as `datasite users add` would later.
         policy: Rules tried in order; the first that fits decides. Without one that fits, a plan
             waits for the operator.
         plan_days: Days until an approved plan expires.
@@ -103,9 +131,19 @@ class SiteConfig(_Strict):
     state: Path
     listen: Listen = Listen()
     operator: Operator
+    researchers: tuple[Researcher, ...] = ()
     policy: tuple[Rule, ...] = ()
     plan_days: int = Field(default=30, ge=1, le=3650)
     training: Training = Training()
+
+    @model_validator(mode="after")
+    def _one_account_per_email(self) -> Self:
+        emails = [account.email.casefold() for account in (self.operator, *self.researchers)]
+        repeated = sorted({email for email in emails if emails.count(email) > 1})
+        if repeated:
+            message = f"`operator` and `researchers` name more than once: {', '.join(repeated)}"
+            raise ValueError(message)
+        return self
 
 
 def load_site_config(path: Path) -> SiteConfig:
@@ -116,31 +154,48 @@ def load_site_config(path: Path) -> SiteConfig:
     """
     config = load_yaml(path, SiteConfig)
     base = path.resolve().parent
-    operator = config.operator
-    if operator.password_file is not None:
-        operator = operator.model_copy(update={"password_file": base / operator.password_file})
-    return config.model_copy(update={"state": base / config.state, "operator": operator})
+    return config.model_copy(
+        update={
+            "state": base / config.state,
+            "listen": _listening_with_files(base, config.listen),
+            "operator": _starting_at(base, config.operator),
+            "researchers": tuple(_starting_at(base, each) for each in config.researchers),
+        }
+    )
 
 
-def operator_password(config: SiteConfig) -> str:
-    """Give the operator's password from where the configuration says.
+def _listening_with_files(base: Path, listen: Listen) -> Listen:
+    if listen.tls is None:
+        return listen
+    tls = Tls(certificate=base / listen.tls.certificate, key=base / listen.tls.key)
+    return listen.model_copy(update={"tls": tls})
+
+
+def _starting_at(base: Path, account: Account) -> Account:
+    if account.password_file is None:
+        return account
+    return account.model_copy(update={"password_file": base / account.password_file})
+
+
+def password_of(account: Credentials, *, entry: str) -> str:
+    """Give the account's password from where the configuration says.
+
+    Args:
+        account: One of the configuration.
+        entry: Where it stands in site.yaml, for messages: `operator`, `researchers[0]`.
 
     Raises:
         ConfigurationError: Its file cannot be read as text.
     """
-    operator = config.operator
-    if operator.password is not None:
-        return operator.password.get_secret_value()
+    if account.password is not None:
+        return account.password.get_secret_value()
+    place = f"{entry}.password_file: {account.password_file}"
     try:
-        return Path(str(operator.password_file)).read_text(encoding="utf-8").strip()
+        return Path(str(account.password_file)).read_text(encoding="utf-8").strip()
     except OSError as exc:
-        raise ConfigurationError(
-            f"operator.password_file: {operator.password_file} cannot be read: {exc.strerror}"
-        ) from exc
+        raise ConfigurationError(f"{place} cannot be read: {exc.strerror}") from exc
     except UnicodeDecodeError as exc:
-        raise ConfigurationError(
-            f"operator.password_file: {operator.password_file} is not UTF-8 text"
-        ) from exc
+        raise ConfigurationError(f"{place} is not UTF-8 text") from exc
 
 
 def open_state(config: SiteConfig) -> Path:

@@ -338,6 +338,10 @@ class PySyftSite:
             raise DataSiteError(message) from exc
         return Account(email=email, name=name, role=role)
 
+    def has_account(self, email: str) -> bool:
+        """Tell whether there is an account with this e-mail, a disabled one included."""
+        return self._user(require_email(email)) is not None
+
     def list_users(self) -> list[Account]:
         """Give every account that can do something, by e-mail."""
         users = self._services.user.stash.get_all(self._root.credentials).unwrap()

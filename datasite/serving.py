@@ -16,13 +16,14 @@ from fastapi.concurrency import run_in_threadpool
 from loguru import logger
 from starlette.types import Receive, Scope, Send
 
-from core.exceptions import DataSiteError, ProtocolError
+from core.exceptions import ConfigurationError, DataSiteError, ProtocolError
 from datasite.caller import Caller, Role
 from datasite.identity import Identity, require_email, require_strong_password
 from datasite.operator_door import Account
 from datasite.publishing import PublishedDataset
 
 if TYPE_CHECKING:
+    from datasite.certificates import SiteTls
     from datasite.server import PySyftSite
 
 _CALL: Final = ("POST", "/api/v2/api_call")
@@ -53,6 +54,7 @@ class PySyftServer:
         operator_password: Its password. The configuration is the authority: when it has changed,
             so does the account at the next start.
         handle: Answers requests; called from several threads at once.
+        tls: With it the site speaks https, and takes up a renewed certificate on SIGHUP.
         on_ready: Called once, when the site answers.
         on_refused: Told of each refused call: the caller's e-mail ("" for a stranger), the path.
 
@@ -70,6 +72,7 @@ class PySyftServer:
         operator_email: str,
         operator_password: str,
         handle: Callable[[bytes, Caller], bytes],
+        tls: "SiteTls | None" = None,
         on_ready: Callable[[], None] = _nobody_asks,
         on_refused: Callable[[str, str], None] = _log_refusal,
     ) -> None:
@@ -81,6 +84,7 @@ class PySyftServer:
         require_strong_password(operator_password, email=self._email)
         self._password = operator_password
         self._handle = handle
+        self._tls = tls
         self._on_ready = on_ready
         self._on_refused = on_refused
         self._socket: socket.socket | None = None
@@ -112,6 +116,12 @@ class PySyftServer:
             on_refused=self._on_refused,
         )
 
+    @property
+    def url(self) -> str:
+        """Where the site answers, on this machine."""
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"{'http' if self._tls is None else 'https'}://{host}:{self.port}"
+
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT, finish what is being answered (5 s at most), and return.
 
@@ -133,8 +143,11 @@ class PySyftServer:
             proxy_headers=False,
             timeout_graceful_shutdown=_DRAIN_S,
         )
+        server = _Server(config, on_ready=self._tell_ready)
+        if self._tls is not None:
+            _speak_tls(server, self._tls)
         try:
-            _Server(config, on_ready=self._tell_ready).run(sockets=self._sockets())
+            server.run(sockets=self._sockets())
         finally:
             self.close()
 
@@ -171,6 +184,10 @@ class PySyftServer:
         """
         return self._opened().create_user(email=email, name=name, password=password, role=role)
 
+    def has_account(self, email: str) -> bool:
+        """Tell whether there is an account with this e-mail, a disabled one included."""
+        return self._opened().has_account(email)
+
     def list_users(self) -> list[Account]:
         """Give the accounts that can do something, by e-mail."""
         return self._opened().list_users()
@@ -185,7 +202,7 @@ class PySyftServer:
         return [] if self._socket is None else [self._socket]
 
     def _tell_ready(self) -> None:
-        logger.info("{} is ready on {}:{}", self.site_id, self._host, self.port)
+        logger.info("{} is ready on {}", self.site_id, self.url)
         self._on_ready()
 
     def _bind(self) -> socket.socket:
@@ -217,9 +234,12 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, *, on_ready: Callable[[], None]) -> None:
         super().__init__(config)
         self._on_ready = on_ready
+        self.on_hangup: Callable[[], None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        if self.on_hangup is not None:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.on_hangup)
         await asyncio.to_thread(self._on_ready)
 
     @contextlib.contextmanager
@@ -233,6 +253,18 @@ class _Server(uvicorn.Server):
         finally:
             for number, handler in kept.items():
                 signal.signal(number, handler)
+
+
+def _speak_tls(server: _Server, tls: "SiteTls") -> None:
+    def renew() -> None:
+        try:
+            tls.read_again()
+        except ConfigurationError as exc:
+            logger.error("the renewed certificate is not used, the one before still is: {}", exc)
+
+    server.config.load()  # it sets `ssl`, which uvicorn reads when it begins to listen
+    server.config.ssl = tls.context
+    server.on_hangup = renew
 
 
 def _routes(site: "PySyftSite") -> APIRouter:

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Final, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, EmailStr, Field, SecretStr, model_validator
@@ -10,6 +10,8 @@ from pydantic import AfterValidator, EmailStr, Field, SecretStr, model_validator
 from core.configuration import parse, read_yaml
 from core.exceptions import ConfigurationError
 from orchestrator.section import Section
+
+SITE_ID: Final = r"^[a-z0-9][a-z0-9-]{0,62}$"
 
 
 def _site_url(url: str) -> str:
@@ -35,20 +37,31 @@ class SiteAddress(Section):
         url: Of its PySyft server, such as `http://127.0.0.1:8081`.
         password: Given by a variable, as `${FACTORY_1_PASSWORD}`.
         password_file: Or read from a file; a relative path starts at the sites file.
+        ca_file: The certificate authority that vouches for an https site, a PEM file; a relative
+            path starts at the sites file. Without it, that of REQUESTS_CA_BUNDLE or SSL_CERT_FILE,
+            and else the usual ones of the web.
         tags: Words by which an experiment can choose its sites.
     """
 
-    site_id: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
+    site_id: str = Field(pattern=SITE_ID)
     url: Annotated[str, AfterValidator(_site_url)]
     email: EmailStr
     password: SecretStr | None = None
     password_file: Path | None = None
+    ca_file: Path | None = None
     tags: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _one_password(self) -> Self:
         if (self.password is None) == (self.password_file is None):
             message = "give either `password` (as ${VARIABLE}) or `password_file`"
+            raise ValueError(message)
+        return self
+
+    @model_validator(mode="after")
+    def _authority_of_https(self) -> Self:
+        if self.ca_file is not None and urlsplit(self.url).scheme != "https":
+            message = f"a `ca_file` is for https; the url is {self.url}"
             raise ValueError(message)
         return self
 
@@ -68,7 +81,8 @@ class SiteAddress(Section):
                 raise ConfigurationError(
                     f"{self.site_id}: password_file {self.password_file} cannot be read: {reason}"
                 ) from exc
-        return {"site_id": self.site_id, "email": self.email, "password": password}
+        named = {"site_id": self.site_id, "email": self.email, "password": password}
+        return named if self.ca_file is None else {**named, "ca_file": str(self.ca_file)}
 
 
 def _different(sites: tuple[SiteAddress, ...]) -> tuple[SiteAddress, ...]:
@@ -94,10 +108,10 @@ def load_federation(path: Path) -> Federation:
     """
     federation = parse(read_yaml(path), Federation, source=str(path))
     base = path.resolve().parent
-    sites = [
-        site.model_copy(update={"password_file": base / site.password_file})
-        if site.password_file
-        else site
-        for site in federation.sites
-    ]
-    return Federation(sites=tuple(sites))
+    return Federation(sites=tuple(_starting_at(base, site) for site in federation.sites))
+
+
+def _starting_at(base: Path, site: SiteAddress) -> SiteAddress:
+    files = {"password_file": site.password_file, "ca_file": site.ca_file}
+    found = {name: base / file for name, file in files.items() if file is not None}
+    return site.model_copy(update=found)

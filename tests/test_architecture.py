@@ -276,8 +276,14 @@ def test_the_nine_public_errors_catch_every_error() -> None:
 @pytest.mark.parametrize("module", ["core", "datasite.cli.app", "orchestrator.cli.app"])
 def test_importing_a_command_is_quick(module: str) -> None:
     """PySyft takes seconds and PyTorch one; `--help` must wait for neither."""
-    slow = ("syft", "torch", "pandas", "sqlalchemy", "httpx", "pydantic")
+    slow = ("syft", "torch", "pandas", "sqlalchemy", "httpx", "pydantic", "cryptography")
     assert imported_with(module, slow) == []
+
+
+def test_asking_who_a_site_is_does_without_pysyft_and_pytorch() -> None:
+    """Whoever watches sites asks often, and may be a small process."""
+    module = "orchestrator.communication.channel"
+    assert imported_with(module, ("syft", "torch", "pandas", "pydantic")) == []
 
 
 def test_the_operators_commands_do_without_pytorch_and_pandas() -> None:

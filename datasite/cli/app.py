@@ -10,7 +10,7 @@ import typer
 
 from core.commands import Debug, configure_logging, echo_json
 from core.commands import run as run_app
-from datasite.cli import audit, data, plans, users
+from datasite.cli import audit, certificate, data, plans, users
 from datasite.cli.options import AsJson, ConfigFile, load
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(plans.app, name="plans")
 app.add_typer(users.app, name="users")
 app.add_typer(audit.app, name="audit")
+app.add_typer(certificate.app, name="certificate")
 
 
 @app.callback()
@@ -59,8 +60,9 @@ def status(config: ConfigFile, as_json: AsJson = False) -> None:
     if as_json:
         echo_json(found)
         return
+    width = max(map(len, found))
     for name, value in found.items():
-        typer.echo(f"{name.replace('_', ' '):<14} {_shown(value)}")
+        typer.echo(f"{name.replace('_', ' '):<{width}} {_shown(value)}")
 
 
 def _shown(value: "JsonValue") -> str:

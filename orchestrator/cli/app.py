@@ -7,7 +7,7 @@ import typer
 
 from core.commands import Debug, configure_logging, echo_json, echo_line, echo_table
 from core.commands import run as run_app
-from orchestrator.cli import testbed
+from orchestrator.cli import certificates, testbed
 
 if TYPE_CHECKING:
     from orchestrator.runs import RunStore
@@ -19,6 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(testbed.app, name="testbed")
+app.add_typer(certificates.app, name="certificates")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 RunsFolder = Annotated[
@@ -139,14 +140,22 @@ def show(
 def sites(
     file: Annotated[Path, typer.Argument(help="The sites file.", show_default=False)],
     as_json: AsJson = False,
+    keep_watching: Annotated[
+        bool, typer.Option("--watch", help="Log who answers, and each change, until stopped.")
+    ] = False,
+    every_s: Annotated[
+        float, typer.Option("--every", min=1, help="With --watch: seconds between two looks.")
+    ] = 15.0,
 ) -> None:
     """Log in to every site of a sites file and say what each offers; exit code 2 if one fails.
 
     Example: orchestrator sites .testbed/sites.yaml
     """
     from core.exceptions import CommunicationError
-    from orchestrator.survey import survey
+    from orchestrator.survey import survey, watch
 
+    if keep_watching:
+        watch(file, every_s=every_s)
     found = survey(file)
     if as_json:
         echo_json(found)

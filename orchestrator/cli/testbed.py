@@ -1,7 +1,8 @@
-"""`orchestrator testbed`: a federation on this machine, without containers."""
+"""`orchestrator testbed`: a federation on this machine, of processes or of containers."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 import typer
@@ -10,7 +11,10 @@ from core.commands import echo_json, echo_table
 from core.enums import DataDistribution
 from orchestrator.testbed.kinds import SampleKind
 
-app = typer.Typer(help="A federation of local processes, with sample data.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from orchestrator.testbed.processes import SiteProcess
+
+app = typer.Typer(help="A federation on this machine, with sample data.", no_args_is_help=True)
 
 Folder = Annotated[
     Path, typer.Option("--folder", envvar="TESTBED_FOLDER", help="Where the testbed lies.")
@@ -18,6 +22,7 @@ Folder = Annotated[
 _DISTRIBUTIONS = click.Choice([distribution.value for distribution in DataDistribution])
 _KINDS = click.Choice([kind.value for kind in SampleKind])
 _FOLDER = Path(".testbed")
+_PROJECT = "testbed"
 NumSites = Annotated[int, typer.Option("--sites", "-n", min=1, max=64, help="How many factories.")]
 Source = Annotated[
     Path | None,
@@ -26,50 +31,90 @@ Source = Annotated[
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Where random draws come from.")]
 
 
+Containers = Annotated[
+    bool, typer.Option("--containers", help="Sites as Docker containers; else as processes.")
+]
+Project = Annotated[
+    str,
+    typer.Option(
+        "--project", help="With --containers: names everything that the testbed makes in Docker."
+    ),
+]
+
+
 @app.command()
-def up(sites: NumSites = 3, folder: Folder = _FOLDER) -> None:
+def up(
+    sites: NumSites = 3,
+    folder: Folder = _FOLDER,
+    containers: Containers = False,
+    project: Project = _PROJECT,
+    image: Annotated[
+        str, typer.Option("--image", help="With --containers: by default this version's.")
+    ] = "",
+) -> None:
     """Start the sites and wait until they answer; what runs already is left as it is.
 
     Example: orchestrator testbed up --sites 3
     """
-    from orchestrator.testbed.processes import Testbed
+    if containers:
+        from orchestrator.testbed.containers import IMAGE, ContainerTestbed
 
-    testbed = Testbed(folder)
-    typer.echo(f"starting {sites} site(s) in {testbed.folder} (about half a minute) ...")
-    rows = [(site.site_id, site.url, site.pid) for site in testbed.up(sites)]
-    echo_table(("site", "url", "process"), rows, empty="")
-    typer.echo(f"sites file for experiments: {testbed.sites_file}")
+        in_docker = ContainerTestbed(project)
+        typer.echo(f"starting {sites} site(s) as containers {project}-factory-... ")
+        made = in_docker.up(sites, image=image or IMAGE)
+        rows = [(site.site_id, site.url, site.container) for site in made]
+        echo_table(("site", "url", "container"), rows, empty="")
+        sites_file = in_docker.sites_file
+    else:
+        from orchestrator.testbed.processes import Testbed
+
+        testbed = Testbed(folder)
+        typer.echo(f"starting {sites} site(s) in {testbed.folder} (about half a minute) ...")
+        rows = [(site.site_id, site.url, str(site.pid)) for site in testbed.up(sites)]
+        echo_table(("site", "url", "process"), rows, empty="")
+        sites_file = testbed.sites_file
+    typer.echo(f"sites file for experiments: {sites_file}")
 
 
 @app.command()
 def status(
     folder: Folder = _FOLDER,
+    containers: Containers = False,
+    project: Project = _PROJECT,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")] = False,
 ) -> None:
     """Say which sites run, where, and with how much memory; exit code 1 when one does not.
 
     Example: orchestrator testbed status
     """
-    from orchestrator.testbed.processes import Testbed
+    if containers:
+        from orchestrator.testbed.containers import ContainerTestbed
 
-    sites = []
-    for site in Testbed(folder).sites():
-        process = site.process()
-        family = [process, *process.children(recursive=True)] if process else []
-        sites.append(
-            {
-                "site_id": site.site_id,
-                "url": site.url,
-                "pid": site.pid if process else None,
-                "memory_mib": sum(member.memory_info().rss for member in family) // 2**20,
-            }
-        )
-    if as_json:
-        echo_json(sites)
+        found = [asdict(site) for site in ContainerTestbed(project).sites(with_memory=True)]
+        well = all(site["health"] == "healthy" for site in found)
     else:
-        rows = [(s["site_id"], s["pid"] or "stopped", s["url"], s["memory_mib"]) for s in sites]
-        echo_table(("site", "process", "url", "MiB"), rows, empty="")
-    raise typer.Exit(0 if all(site["pid"] for site in sites) else 1)
+        from orchestrator.testbed.processes import Testbed
+
+        found = [_process_status(site) for site in Testbed(folder).sites()]
+        well = all(site["pid"] for site in found)
+    if as_json:
+        echo_json(found)
+    else:
+        shown = [["-" if value is None else value for value in site.values()] for site in found]
+        header = [name.replace("_mib", ", MiB").replace("_id", "") for name in found[0]]
+        echo_table(header, shown, empty="")
+    raise typer.Exit(0 if well else 1)
+
+
+def _process_status(site: "SiteProcess") -> dict[str, Any]:
+    process = site.process()
+    family = [process, *process.children(recursive=True)] if process else []
+    return {
+        "site_id": site.site_id,
+        "pid": site.pid if process else None,
+        "url": site.url,
+        "memory_mib": sum(member.memory_info().rss for member in family) // 2**20,
+    }
 
 
 @app.command()
@@ -78,11 +123,25 @@ def down(
     delete: Annotated[
         bool, typer.Option("--delete", help="Also delete the folder: accounts, data, plans.")
     ] = False,
+    containers: Containers = False,
+    project: Project = _PROJECT,
+    keep_data: Annotated[
+        bool,
+        typer.Option("--keep-data", help="With --containers: leave volumes for the next `up`."),
+    ] = False,
 ) -> None:
     """Stop the sites; their data, accounts and plans stay for the next `up`.
 
+    With --containers everything is removed, volumes too, unless they are to be kept.
+
     Example: orchestrator testbed down --delete
     """
+    if containers:
+        from orchestrator.testbed.containers import ContainerTestbed
+
+        for removed in ContainerTestbed(project).down(keep_data=keep_data):
+            typer.echo(f"removed {removed}")
+        return
     from orchestrator.testbed.processes import Testbed
 
     stopped = Testbed(folder).down(delete=delete)

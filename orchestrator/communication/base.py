@@ -69,8 +69,8 @@ class SiteCommunication(CommunicationInterface):
     def connect_to_datasite(self, datasite_url: str, credentials: dict[str, str]) -> bool:
         """See `CommunicationInterface`.
 
-        `credentials` has `email` and `password`, and may have `site_id`: the name that the site
-        must then give.
+        `credentials` has `email` and `password`, and may have `site_id`, the name that the site
+        must then give, and `ca_file`, the path of the authority that vouches for an https site.
         """
         lacking = [name for name in ("email", "password") if not credentials.get(name)]
         if lacking:

@@ -4,6 +4,7 @@ Importing PySyft takes seconds, so it happens at the first connection and not be
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from orchestrator.communication.base import Carrier, SiteCommunication
 from orchestrator.configuration import ExperimentConfig
@@ -21,6 +22,7 @@ class PySyftCommunication(SiteCommunication):
             email=credentials["email"],
             password=credentials["password"],
             timeout_s=self.connect_s,
+            ca_file=Path(credentials["ca_file"]) if "ca_file" in credentials else None,
         )
 
 

@@ -2,18 +2,14 @@
 
     .testbed/testbed.json             what runs: sites, ports, processes
     .testbed/sites.yaml               the sites file for experiments
-    .testbed/researcher.password
-    .testbed/factory-1/site.yaml, operator.password, site.log, state/
+    .testbed/factory-1/site.yaml, operator.password, researcher.password, site.log, state/
 
-The sites belong to nobody but this testbed: their policy approves the plans of its own researcher.
-Passwords are made here, differ at each testbed, and lie in files that only their owner reads.
+Only their owner reads the passwords.
 """
 
 import json
 import os
-import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -24,13 +20,16 @@ from pathlib import Path
 
 import httpx
 import psutil
-import yaml
 
 from core.exceptions import ConfigurationError, DataSiteError
 from orchestrator.files import write_whole
-
-RESEARCHER = "researcher@testbed.example.com"
-OPERATOR = "operator@testbed.example.com"
+from orchestrator.testbed.settings import (
+    free_ports,
+    site_names,
+    write_password,
+    write_site_settings,
+    write_sites_file,
+)
 
 _READY_S = 180.0
 _STOP_S = 15.0
@@ -127,7 +126,6 @@ class Testbed:
                     starting[starting.index(site)] = sites[index]
                     self._record(sites)
             self._wait_until_ready(sites)
-            self._open_accounts(sites)
         return sites
 
     def down(self, *, delete: bool = False) -> list[str]:
@@ -141,38 +139,28 @@ class Testbed:
 
     def _lay_out(self, num_sites: int) -> list[SiteProcess]:
         """Write what the sites are configured by."""
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._write_secret(self.folder / "researcher.password")
+        names = site_names(num_sites)
         sites = [
-            SiteProcess(site_id=f"factory-{number}", port=port)
-            for number, port in enumerate(_free_ports(num_sites), start=1)
+            SiteProcess(site_id=name, port=port)
+            for name, port in zip(names, free_ports(num_sites), strict=True)
         ]
         for site in sites:
-            self._write_secret(self.folder / site.site_id / "operator.password")
-            config = {
-                "site_id": site.site_id,
-                "state": "state",
-                "listen": {"host": "127.0.0.1", "port": site.port},
-                "operator": {"email": OPERATOR, "password_file": "operator.password"},
-                "policy": [
-                    {
-                        "name": "the testbed's own researcher",
-                        "decision": "approve",
-                        "researcher": RESEARCHER,
-                    }
-                ],
-            }
-            write_whole(self.config_file(site.site_id), yaml.safe_dump(config).encode())
-        federation = [
-            {
-                "site_id": site.site_id,
-                "url": site.url,
-                "email": RESEARCHER,
-                "password_file": "researcher.password",
-            }
-            for site in sites
-        ]
-        write_whole(self.sites_file, yaml.safe_dump({"sites": federation}).encode())
+            folder = self.folder / site.site_id
+            for account in ("operator", "researcher"):
+                write_password(folder / f"{account}.password")
+            write_site_settings(
+                folder / "site.yaml",
+                site_id=site.site_id,
+                state="state",
+                host="127.0.0.1",
+                port=site.port,
+                operator_password="operator.password",  # noqa: S106 - a path
+                researcher_password="researcher.password",  # noqa: S106 - a path
+            )
+        write_sites_file(
+            self.sites_file,
+            ((site.site_id, site.url, f"{site.site_id}/researcher.password") for site in sites),
+        )
         self._record(sites)
         return sites
 
@@ -201,16 +189,6 @@ class Testbed:
                     )
                 time.sleep(_POLL_S)
 
-    def _open_accounts(self, sites: list[SiteProcess]) -> None:
-        """Open the researcher's account where there is none yet, by the operator's command."""
-        for site in sites:
-            config = ("--config", str(self.config_file(site.site_id)))
-            listed = run_datasite("users", "list", "--json", *config)
-            if any(account["email"] == RESEARCHER for account in json.loads(listed)):
-                continue
-            password = ("--password-file", str(self.folder / "researcher.password"))
-            run_datasite("users", "add", "--email", RESEARCHER, *password, *config)
-
     @contextmanager
     def _stopped_on_error(self, sites: list[SiteProcess]) -> Iterator[list[SiteProcess]]:
         try:
@@ -222,12 +200,6 @@ class Testbed:
     def _record(self, sites: list[SiteProcess]) -> None:
         record = {"sites": [asdict(site) for site in sites]}
         write_whole(self.folder / "testbed.json", json.dumps(record, indent=2).encode())
-
-    def _write_secret(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(secrets.token_urlsafe(24) + "\n")
 
     def _log_end(self, site: SiteProcess) -> str:
         log = self.folder / site.site_id / "site.log"
@@ -269,15 +241,3 @@ def _stop(sites: list[SiteProcess]) -> None:
     for process in left:
         process.kill()
     psutil.wait_procs(left, timeout=_STOP_S)
-
-
-def _free_ports(count: int) -> list[int]:
-    """Give ports that are free now, all different."""
-    sockets = [socket.socket(socket.AF_INET, socket.SOCK_STREAM) for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()

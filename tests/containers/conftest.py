@@ -1,13 +1,12 @@
 """One testbed of docker-compose.yml for all tests: its images, its secrets, its three factories."""
 
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import docker
 import pytest
-from compose import ROOT, Compose
+from compose_project import ROOT, Compose, open_testbed
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -37,13 +36,5 @@ def images() -> None:
 @pytest.fixture(scope="session")
 def compose(images: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
     """Give the testbed, up and healthy, of a project of its own and with secrets of its own."""
-    folder = tmp_path_factory.mktemp("testbed")
-    shutil.copy(ROOT / "docker-compose.yml", folder)
-    shutil.copytree(ROOT / "deploy", folder / "deploy")
-    subprocess.run([folder / "deploy" / "make-secrets.sh"], check=True)
-    made = Compose(folder)
-    try:
-        made.run("up", "--detach", "--wait", "--no-build")
+    with open_testbed(tmp_path_factory.mktemp("testbed"), "testbed") as made:
         yield made
-    finally:
-        made.run("--profile", "demo", "down", "--volumes", "--remove-orphans", check=False)

@@ -1,16 +1,34 @@
 """What happens to a run when containers are killed, frozen or cut off in the middle of a round."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import docker
 import pytest
-from compose import FACTORIES, Compose, events
+from compose_project import FACTORIES, Compose, events
 from docker.models.containers import Container
 
 Act = Callable[[], None]
 LOST = "factory-2"
+
+
+@pytest.fixture
+def factory(registered: Compose, engine: docker.DockerClient) -> Iterator[Container]:
+    """Give the factory that gets lost; whatever became of it, it is well again afterwards."""
+    lost = registered.container(LOST)
+    yield lost
+    lost.reload()
+    if lost.status == "paused":
+        lost.unpause()
+    if network_of(lost) is None:
+        engine.networks.get(f"{registered.project}_{LOST}").connect(lost, aliases=[LOST])
+    registered.run("up", "--detach", "--wait", "--no-build")
+
+
+def network_of(container: Container) -> str | None:
+    """Give the name of the network that a container is on, if it is on any."""
+    return next(iter(container.attrs["NetworkSettings"]["Networks"]), None)
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +43,7 @@ def follow(run: Container, *, at: dict[int, Act]) -> list[dict[str, Any]]:
     """Follow a run to its end, acting once the rounds named are done: then the next has begun."""
     records = []
     for event in events(run):
-        if event["event"] == "round_done":
+        if event["event"] == "round":
             records.append(event)
             at.get(event["round_num"], lambda: None)()
     assert run.wait()["StatusCode"] == 0, run.logs().decode()
@@ -50,9 +68,8 @@ def assert_lost_and_back(records: list[dict[str, Any]], *, rounds: int, why: str
     assert set(last["aggregation"]["sites"]) == set(FACTORIES)
 
 
-def test_a_factory_killed_in_a_round_comes_back(registered: Compose) -> None:
+def test_a_factory_killed_in_a_round_comes_back(registered: Compose, factory: Container) -> None:
     """The round ends with two; the site, started again, takes part again by itself."""
-    factory = registered.container(LOST)
     experiment = registered.write_experiment(
         "killed", rounds=14, limits={"call_s": 60, "attempts": 1}
     )
@@ -61,9 +78,10 @@ def test_a_factory_killed_in_a_round_comes_back(registered: Compose) -> None:
     assert_lost_and_back(records, rounds=14, why="factory-2")
 
 
-def test_a_factory_frozen_beyond_the_deadline_comes_back(registered: Compose) -> None:
+def test_a_factory_frozen_beyond_the_deadline_comes_back(
+    registered: Compose, factory: Container
+) -> None:
     """The deadline passes, the round ends with two, and the thawed site takes part again."""
-    factory = registered.container(LOST)
     experiment = registered.write_experiment(
         "frozen", rounds=5, limits={"call_s": 12, "attempts": 1}
     )
@@ -73,11 +91,10 @@ def test_a_factory_frozen_beyond_the_deadline_comes_back(registered: Compose) ->
 
 
 def test_a_factory_cut_off_comes_back(
-    registered: Compose, engine: docker.DockerClient
+    registered: Compose, factory: Container, engine: docker.DockerClient
 ) -> None:
     """Its network is taken from it while it trains, and given back a round later."""
     network = engine.networks.get(f"{registered.project}_{LOST}")
-    factory = registered.container(LOST)
     experiment = registered.write_experiment(
         "cut-off", rounds=6, limits={"call_s": 12, "attempts": 1}
     )
@@ -100,7 +117,7 @@ def test_an_orchestrator_killed_in_a_round_is_resumed(registered: Compose) -> No
     )
     done = 0
     for event in events(run):
-        done += event["event"] == "round_done"
+        done += event["event"] == "round"
         if done == 2:
             run.kill()
             break

@@ -45,6 +45,7 @@ VERBS = [
     "users list",
     "audit show",
     "audit verify",
+    "certificate request",
 ]
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -166,8 +167,20 @@ def test_the_list_of_verbs_is_complete(datasite: Command) -> None:
         ["plans", "deny", "3f2a", "-c", "site.yaml"],
         ["audit", "show", "--last", "0", "-c", "site.yaml"],
         ["users", "add", "--email", "a@b.example.com", "--role", "king", "-c", "site.yaml"],
+        ["certificate", "request", "--out", "tls"],
+        ["certificate", "request", "--host", "factory-1"],
     ],
-    ids=["verb", "sub-verb", "option", "no id", "no reason", "out of range", "role"],
+    ids=[
+        "verb",
+        "sub-verb",
+        "option",
+        "no id",
+        "no reason",
+        "out of range",
+        "role",
+        "no host",
+        "no folder",
+    ],
 )
 def test_wrong_arguments_end_with_exit_code_4(datasite: Command, arguments: list[str]) -> None:
     """They are said on standard error, with how to get help or what was expected."""
@@ -175,6 +188,22 @@ def test_wrong_arguments_end_with_exit_code_4(datasite: Command, arguments: list
     assert ended.code == 4
     assert ended.out == ""
     assert "Error: " in ended.err
+
+
+def test_a_certificate_is_asked_for_without_a_configuration(
+    datasite: Command, tmp_path: Path
+) -> None:
+    """What is printed says which file to keep, which to send, and what the authority does."""
+    arguments = ["certificate", "request", "--out", tmp_path / "tls", "--host", "factory-1"]
+    ended = datasite(*arguments, "--host", "10.0.0.7")
+    assert (ended.code, ended.err) == (0, "")
+    assert f"{tmp_path / 'tls' / 'site.key'} is the site's key; keep it here" in ended.out
+    assert "asks for a certificate for factory-1, 10.0.0.7" in ended.out
+    assert "orchestrator certificates sign site.csr" in ended.out
+    again = datasite(*arguments)
+    assert again.code == 4
+    assert again.err.startswith("error: ")
+    assert "site.key is there already" in again.err
 
 
 @pytest.mark.parametrize("verb", ["serve", "status", "data list", "plans list", "audit verify"])

@@ -12,9 +12,10 @@ from datasite.configuration import (
     SiteConfig,
     load_site_config,
     open_state,
-    operator_password,
+    password_of,
 )
 from datasite.ledger import Ledger
+from datasite.serve import serve
 
 OPERATOR = {"email": "op@factory.example.com", "password": "correct horse battery"}
 
@@ -88,11 +89,22 @@ def test_relative_paths_start_at_the_file(tmp_path: Path, monkeypatch: pytest.Mo
     folder = tmp_path / "site"
     folder.mkdir()
     operator = {"email": OPERATOR["email"], "password_file": "secrets/password"}
-    write(folder, operator=operator)
+    tls = {"certificate": "tls/site.crt", "key": "/srv/site.key"}
+    write(folder, operator=operator, listen={"port": 8443, "tls": tls})
     monkeypatch.chdir(elsewhere)
     config = load_site_config(Path("../site/site.yaml"))
     assert config.state == folder / "state"
     assert config.operator.password_file == folder / "secrets" / "password"
+    assert config.listen.port == 8443
+    assert config.listen.tls is not None
+    assert config.listen.tls.certificate == folder / "tls" / "site.crt"
+    assert config.listen.tls.key == Path("/srv/site.key")
+
+
+def test_tls_takes_both_files(tmp_path: Path) -> None:
+    """One without the other would be a site that says http where https was meant."""
+    message = refused(tmp_path, listen={"tls": {"certificate": "site.crt"}})
+    assert "  listen.tls.key: missing" in message
 
 
 def test_absolute_paths_stay(tmp_path: Path) -> None:
@@ -125,7 +137,9 @@ def test_a_password_comes_from_the_environment(
         tmp_path, operator=operator
     )
     monkeypatch.setenv("SITE_PASSWORD", "123456789012")
-    assert operator_password(load(tmp_path, operator=operator)) == "123456789012"
+    assert (
+        password_of(load(tmp_path, operator=operator).operator, entry="operator") == "123456789012"
+    )
 
 
 def test_a_password_is_not_shown(tmp_path: Path) -> None:
@@ -137,7 +151,10 @@ def test_a_password_file_is_read_without_its_line_end(tmp_path: Path) -> None:
     """`echo` writes one; it is no part of the password."""
     (tmp_path / "password").write_text("correct horse battery\n")
     operator = {"email": OPERATOR["email"], "password_file": "password"}
-    assert operator_password(load(tmp_path, operator=operator)) == "correct horse battery"
+    assert (
+        password_of(load(tmp_path, operator=operator).operator, entry="operator")
+        == "correct horse battery"
+    )
 
 
 @pytest.mark.parametrize("kind", ["missing", "folder", "bytes"])
@@ -151,8 +168,73 @@ def test_a_password_file_that_cannot_be_read_is_named(tmp_path: Path, kind: str)
     operator = {"email": OPERATOR["email"], "password_file": "password"}
     config = load(tmp_path, operator=operator)
     with pytest.raises(ConfigurationError, match=r"operator\.password_file: .*password") as caught:
-        operator_password(config)
+        password_of(config.operator, entry="operator")
     assert "secret" not in str(caught.value)
+
+
+LAB = {"email": "r@lab.example.com", "password": "staple battery horse"}
+
+
+def test_researchers_have_passwords_of_their_own(tmp_path: Path) -> None:
+    """Given as the operator's is; a relative file starts at site.yaml."""
+    (tmp_path / "lab").write_text("from the file\n")
+    filed = {"email": "s@lab.example.com", "password_file": "lab"}
+    config = load(tmp_path, researchers=[LAB, filed])
+    assert [(r.email, password_of(r, entry="researchers")) for r in config.researchers] == [
+        (LAB["email"], LAB["password"]),
+        (filed["email"], "from the file"),
+    ]
+    assert LAB["password"] not in repr(config)
+
+
+@pytest.mark.parametrize(
+    "emails",
+    [
+        ["r@lab.example.com", "s@lab.example.com", "R@Lab.example.com"],
+        ["r@lab.example.com", OPERATOR["email"]],
+    ],
+    ids=["twice", "the operator's"],
+)
+def test_an_account_is_named_once(tmp_path: Path, emails: list[str]) -> None:
+    """Two passwords for one e-mail, or a second role for the operator's, are a mistake."""
+    message = refused(tmp_path, researchers=[{**LAB, "email": email} for email in emails])
+    assert f"name more than once: {emails[-1].lower()}" in message
+
+
+def test_a_researchers_mistakes_are_told_with_their_place(tmp_path: Path) -> None:
+    """No e-mail address, two passwords, a key that is none; and no password is shown."""
+    message = refused(
+        tmp_path,
+        researchers=[
+            {**LAB, "email": "lab"},
+            {**LAB, "password_file": "lab"},
+            {**LAB, "role": "operator"},
+        ],
+    )
+    for place in ("[0].email: ", "[1]: give either", "[2].role: unknown key"):
+        assert f"  researchers{place}" in message
+    assert LAB["password"] not in message
+
+
+@pytest.mark.parametrize(
+    ("researcher", "reason"),
+    [
+        ({"password": "short"}, "the password of r@lab.example.com has 5 characters"),
+        ({"password_file": "missing"}, "missing cannot be read: No such file"),
+    ],
+    ids=["weak", "unreadable"],
+)
+def test_a_site_does_not_start_with_a_researchers_password_that_will_not_do(
+    tmp_path: Path, researcher: dict[str, str], reason: str
+) -> None:
+    """The entry is named, before PySyft is started and before a state is made, which fails here."""
+    (tmp_path / "in the way").touch()
+    good = {**LAB, "email": "s@lab.example.com"}
+    researchers = [good, {"email": LAB["email"], **researcher}]
+    config = load(tmp_path, state="in the way/state", researchers=researchers)
+    with pytest.raises(ConfigurationError, match=r"^researchers\[1\]") as caught:
+        serve(config)
+    assert reason in str(caught.value)
 
 
 @pytest.mark.parametrize(

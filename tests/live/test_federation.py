@@ -1,7 +1,6 @@
 """Whole experiments over live PySyft sites, by the commands that people use."""
 
 import json
-import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,8 @@ from commands import (
 )
 from federations import Federation
 
-from orchestrator.testbed.processes import OPERATOR, RESEARCHER, Testbed, run_datasite
+from orchestrator.testbed.processes import Testbed, run_datasite
+from orchestrator.testbed.settings import OPERATOR, RESEARCHER
 
 pytestmark = pytest.mark.live
 
@@ -128,7 +128,8 @@ def test_ctrl_c_stops_a_run_that_can_be_resumed(
 def sites_with(testbed: Testbed, folder: Path, **changes: str) -> Path:
     """Write a sites file in which factory-2 is described otherwise."""
     federation = yaml.safe_load(testbed.sites_file.read_text(encoding="utf-8"))
-    shutil.copy(testbed.folder / "researcher.password", folder)
+    for site in federation["sites"]:
+        site["password_file"] = str(testbed.folder / site["password_file"])
     federation["sites"][1].update(changes)
     path = folder / "sites.yaml"
     path.write_text(yaml.safe_dump(federation), encoding="utf-8")
@@ -157,11 +158,11 @@ def test_a_site_that_cannot_be_reached_or_logged_in_to_ends_with_code_2(
 
 def test_a_wrong_password_ends_with_code_2(testbed: Testbed, tmp_path: Path) -> None:
     """The refusal does not say whether the account exists."""
-    sites = sites_with(testbed, tmp_path)
-    (tmp_path / "researcher.password").write_text("not the password\n", encoding="utf-8")
+    (tmp_path / "wrong").write_text("not the password\n", encoding="utf-8")
+    sites = sites_with(testbed, tmp_path, password_file="wrong")
     run = orchestrator("run", write_experiment(tmp_path, testbed, sites=str(sites)))
     assert run.returncode == 2
-    assert run.stderr.count("wrong password, no such account") == 3
+    assert run.stderr.count("wrong password, no such account") == 1
 
 
 def test_sites_says_what_each_site_offers(testbed: Testbed) -> None:
@@ -190,7 +191,8 @@ def test_a_plain_pysyft_client_sees_the_mock_and_not_the_rows(testbed: Testbed) 
     import syft  # noqa: PLC0415 - takes seconds
 
     site = testbed.sites()[0]
-    password = (testbed.folder / "researcher.password").read_text(encoding="utf-8").strip()
+    password_file = testbed.folder / site.site_id / "researcher.password"
+    password = password_file.read_text(encoding="utf-8").strip()
     client = syft.login(url=site.url, email=RESEARCHER, password=password)
     dataset = client.datasets.get_all()[0]
     assert dataset.name == "ai4i"

@@ -167,9 +167,9 @@ def test_a_site_that_is_not_there_is_reported_soon(url: str) -> None:
     assert time.monotonic() - began < 10
 
 
-def test_plain_http_behind_https_names_the_certificate(site: SiteProcess) -> None:
-    """A TLS failure says which question to ask, not only that it failed."""
-    with pytest.raises(CommunicationError, match="authority"):
+def test_https_at_a_site_without_tls_is_told(site: SiteProcess) -> None:
+    """The error says what to write, not only that it failed."""
+    with pytest.raises(ProtocolError, match="write http:// into the URL"):
         PySyftCarrier.open(site.url.replace("http", "https"), email="a@b.example.com", password="x")
 
 

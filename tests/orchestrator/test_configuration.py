@@ -193,6 +193,22 @@ def test_an_absolute_password_file_is_left_as_it_is(sites_file: Path, tmp_path: 
     assert load_federation(sites_file).sites[0].password_file == tmp_path / "elsewhere"
 
 
+def test_an_authority_starts_at_the_sites_file(
+    sites_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside the password's file, and it goes where the password goes; other sites have none."""
+    secured = site(url="https://factory-1:8443", ca_file="authority/ca.crt")
+    elsewhere = site(2, url="https://factory-2:8443", ca_file="/etc/ssl/lab.crt")
+    sites_file.write_text(yaml.safe_dump({"sites": [secured, elsewhere, site(3)]}))
+    monkeypatch.chdir("/")
+    one, two, three = load_federation(sites_file).sites
+    assert one.ca_file == sites_file.parent / "authority" / "ca.crt"
+    assert one.credentials()["ca_file"] == str(one.ca_file)
+    assert two.ca_file == Path("/etc/ssl/lab.crt")
+    assert three.ca_file is None
+    assert "ca_file" not in three.credentials()
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [(None, "No such file"), (b"\xff\xfe", "it is not UTF-8 text")],
@@ -222,8 +238,9 @@ def test_a_password_file_that_cannot_be_read_is_told(
         ([site(site_id="Factory 1")], "sites[0].site_id: String should match pattern"),
         ([site(email="nobody")], "sites[0].email: value is not a valid email address"),
         ([site(pasword="hunter2")], "sites[0].pasword: unknown key; did you mean 'password'?"),
+        ([site(ca_file="ca.crt")], "sites[0]: a `ca_file` is for https; the url is http://"),
     ],
-    ids=["none", "twice", "both passwords", "no password", "name", "e-mail", "typo"],
+    ids=["none", "twice", "both passwords", "no password", "name", "e-mail", "typo", "no https"],
 )
 def test_a_sites_file_with_a_mistake_is_refused(
     sites_file: Path, sites: list[dict[str, Any]], said: str

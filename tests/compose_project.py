@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +14,7 @@ import docker
 import yaml
 from docker.models.containers import Container
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 FACTORIES = ("factory-1", "factory-2", "factory-3")
 
 
@@ -35,8 +37,8 @@ class Compose:
     """
 
     folder: Path
-    project: str = field(default_factory=lambda: f"testbed-{os.getpid()}")
-    files: tuple[str, ...] = ("docker-compose.yml",)
+    project: str
+    files: tuple[str, ...]
 
     def run(self, *arguments: str, check: bool = True) -> Ended:
         """Run `docker compose` to its end; what it said is in the error when it fails."""
@@ -90,6 +92,31 @@ class Compose:
     def container(self, service: str) -> Container:
         """Give the running container of a service."""
         return docker.from_env().containers.get(f"{self.project}-{service}-1")
+
+
+@contextmanager
+def open_testbed(folder: Path, name: str, *, overlay: str = "") -> Iterator[Compose]:
+    """Give a testbed of its own project, with secrets of its own, up and healthy; then remove it.
+
+    Args:
+        folder: Where the repository's files are copied to.
+        name: Tells the testbeds of one session apart.
+        overlay: A folder of deploy/ that changes the testbed: its compose.yaml is added, and what
+            it has to be prepared with is run.
+    """
+    shutil.copy(ROOT / "docker-compose.yml", folder)
+    shutil.copytree(ROOT / "deploy", folder / "deploy")
+    subprocess.run([folder / "deploy" / "make-secrets.sh"], check=True)
+    files: tuple[str, ...] = ("docker-compose.yml",)
+    if overlay:
+        subprocess.run([folder / "deploy" / overlay / "make-certificates.sh"], check=True)
+        files = (*files, f"deploy/{overlay}/compose.yaml")
+    made = Compose(folder, f"{name}-{os.getpid()}", files)
+    try:
+        made.run("up", "--detach", "--wait", "--no-build")
+        yield made
+    finally:
+        made.run("--profile", "demo", "down", "--volumes", "--remove-orphans", check=False)
 
 
 def events(container: Container) -> Iterator[dict[str, Any]]:
