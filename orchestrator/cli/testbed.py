@@ -56,6 +56,7 @@ def up(
 
     Example: orchestrator testbed up --sites 3
     """
+    _require_meant(containers, {}, {"--image": bool(image), "--project": project != _PROJECT})
     if containers:
         from orchestrator.testbed.containers import IMAGE, ContainerTestbed
 
@@ -87,6 +88,7 @@ def status(
 
     Example: orchestrator testbed status
     """
+    _require_meant(containers, {}, {"--project": project != _PROJECT})
     if containers:
         from orchestrator.testbed.containers import ContainerTestbed
 
@@ -136,6 +138,11 @@ def down(
 
     Example: orchestrator testbed down --delete
     """
+    _require_meant(
+        containers,
+        {"--delete": delete},
+        {"--keep-data": keep_data, "--project": project != _PROJECT},
+    )
     if containers:
         from orchestrator.testbed.containers import ContainerTestbed
 
@@ -146,6 +153,20 @@ def down(
 
     stopped = Testbed(folder).down(delete=delete)
     typer.echo(f"stopped: {', '.join(stopped) or 'nothing was running'}")
+
+
+def _require_meant(
+    containers: bool,  # noqa: FBT001 - a command's flag, handed on
+    of_processes: dict[str, bool],
+    of_containers: dict[str, bool],
+) -> None:
+    """Refuse an option that would be passed over: with --containers, or without it."""
+    from core.exceptions import ConfigurationError
+
+    given = of_processes if containers else of_containers
+    for option in (name for name, is_given in given.items() if is_given):
+        how = "does not go with" if containers else "is for"
+        raise ConfigurationError(f"{option} {how} --containers; see --help")
 
 
 @app.command()

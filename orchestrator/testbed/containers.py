@@ -13,6 +13,7 @@ Only passwords, `site.yaml` files and the sites file lie on disk, in the account
 
 import fcntl
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -39,6 +40,7 @@ from orchestrator.testbed.settings import (
 
 IMAGE: Final = f"federated-maintenance-datasite:{VERSION}"
 
+_NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 _LABEL: Final = "federated-maintenance.testbed"
 _SITE_LABEL: Final = "federated-maintenance.site"
 _PORT: Final = 8080
@@ -77,13 +79,19 @@ class ContainerTestbed:
     """The testbed of one project.
 
     Args:
-        project: Names everything the testbed makes.
+        project: Names everything the testbed makes: lower-case letters, digits, dashes.
 
     Raises:
+        ConfigurationError: `project` is no such name.
         CommunicationError: No Docker engine answers.
     """
 
     def __init__(self, project: str) -> None:
+        if not _NAME.fullmatch(project):
+            raise ConfigurationError(
+                f"the project {project!r} is no name of at most 40 lower-case letters, digits and "
+                "dashes that begins with a letter or digit"
+            )
         self.project = project
         self.folder = platformdirs.user_state_path("federated-maintenance") / project
         try:

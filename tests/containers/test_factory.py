@@ -119,6 +119,31 @@ def test_a_factory_is_set_up_backed_up_and_restored(factory: Compose) -> None:
     factory.datasite("datasite", "audit", "verify")
 
 
+def test_a_renewed_certificate_is_taken_up_while_the_site_runs(factory: Compose) -> None:
+    """The same request, signed again, is put in place and presented after SIGHUP."""
+    run_once(
+        ORCHESTRATOR, "certificates", "sign", "secrets/site.csr", "--ca", "authority",
+        "--out", "renewed.crt", "--days", "700", folder=factory.folder,
+    )  # fmt: skip
+    certificate = factory.folder / "secrets" / "site.crt"
+    before = status(factory)["certificate_valid_until"]
+    certificate.chmod(0o644)
+    certificate.write_bytes((factory.folder / "renewed.crt").read_bytes())
+    site = factory.container("datasite")
+    lines = site.logs(stream=True, follow=True, tail=0)
+    factory.run("kill", "--signal", "HUP", "datasite")
+    next(line for line in lines if b"certificate is valid until" in line)
+    assert status(factory)["certificate_valid_until"] > before
+    assert seen_from_here(factory)[0]["status"] == "ONLINE"
+    assert site.attrs["State"]["Pid"] == factory.container("datasite").attrs["State"]["Pid"]
+
+
+def status(factory: Compose) -> dict[str, str]:
+    """Give what `datasite status` says."""
+    found: dict[str, str] = json.loads(factory.datasite("datasite", "status", "--json").out)
+    return found
+
+
 def test_the_site_finds_no_way_out(factory: Compose) -> None:
     """Its port lets in; a connection that it opens to the outside is never answered."""
     script = (

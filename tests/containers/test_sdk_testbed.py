@@ -175,3 +175,23 @@ def test_without_a_testbed_or_an_image_the_command_says_what_to_do(command: Comm
         assert (ended.code, "there is no testbed" in ended.err) == (4, True)
     ended = command("testbed", "up", *nowhere, "--image", "no-such-image:1")
     assert (ended.code, "docker compose build" in ended.err) == (4, True)
+
+
+@pytest.mark.parametrize("project", ["..", "a/b", "", "Upper", "x" * 41])
+def test_a_project_that_is_no_name_is_refused(command: Command, project: str) -> None:
+    """It names a folder that `down` deletes, and everything in Docker."""
+    ended = command("testbed", "down", "--containers", "--project", project)
+    assert (ended.code, "is no name of at most 40" in ended.err) == (4, True)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("up", "--image", "x"), ("down", "--keep-data"), ("down", "--containers", "--delete"),
+     ("status", "--project", "x")],
+)  # fmt: skip
+def test_an_option_that_would_be_passed_over_is_refused(
+    command: Command, arguments: tuple[str, ...]
+) -> None:
+    """Rather than do something else than what was meant."""
+    ended = command("testbed", *arguments)
+    assert (ended.code, "--containers; see --help" in ended.err) == (4, True)
