@@ -117,6 +117,16 @@ def open_testbed(folder: Path, name: str, *, overlay: str = "") -> Iterator[Comp
         yield made
     finally:
         made.run("--profile", "demo", "down", "--volumes", "--remove-orphans", check=False)
+    assert left_behind(made.project) == []
+
+
+def left_behind(project: str) -> list[str]:
+    """Name what the engine still has of a project."""
+    engine = docker.from_env()
+    ours = {"label": f"com.docker.compose.project={project}"}
+    containers = engine.containers.list(all=True, filters=ours)
+    others = [*engine.networks.list(filters=ours), *engine.volumes.list(filters=ours)]
+    return sorted(str(each.name) for each in [*containers, *others])
 
 
 def events(container: Container) -> Iterator[dict[str, Any]]:
