@@ -10,10 +10,10 @@ from compose_project import ROOT, Compose, open_testbed
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark all as what they are; a fault test may take minutes."""
+    """Mark all but the swarm's as what they are; a fault test may take minutes."""
     here = Path(__file__).parent
     for item in items:
-        if here in item.path.parents:
+        if here in item.path.parents and not item.get_closest_marker("swarm"):
             item.add_marker(pytest.mark.containers)
             item.add_marker(pytest.mark.timeout(600))
 
