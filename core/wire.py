@@ -104,6 +104,15 @@ def peek(blob: bytes) -> Message:
         raise ProtocolError(f"not a valid message: {_first_mistake(exc)}") from exc
 
 
+def head_bytes(blob: bytes) -> int:
+    """Give the length of a message's head: all but its tensors, which are the rest.
+
+    Raises:
+        ProtocolError: It is no message.
+    """
+    return _LENGTH_BYTES + _require_size(blob)
+
+
 def is_kind(message: Message, kind: type[M]) -> TypeGuard[M]:
     """Tell whether `message` is of the typed dictionary `kind`."""
     return bool(message["kind"] == _kind_name(kind.__name__))

@@ -14,10 +14,12 @@ from datasite.caller import Role
 from datasite.identity import require_strong_password
 
 HANDLE_PATH: Final = "federation.handle"
+SESSION_PATH: Final = "federation.open_session"
 
 _RESEARCHER_CALLS: Final = frozenset(
     {
         HANDLE_PATH,
+        SESSION_PATH,
         "action.get_mock",
         "blob_storage.read",  # a mock over 1 MB is read from there; private ones are not readable
         "dataset.get_all",

@@ -9,6 +9,7 @@ imports PySyft, which takes seconds, so `datasite.serving` does it late.
 
 import contextlib
 import io
+import json
 import logging
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -44,14 +45,15 @@ from syft.types.errors import SyftException
 from syft.types.twin_object import TwinObject
 from syft.types.uid import UID
 
-from core.exceptions import ConfigurationError, DataSiteError, ProtocolError
+from core.exceptions import ConfigurationError, DataSiteError, ProtocolError, SecurityError
 from core.pysyft_patches import REFUSED, deserialize_only
 from datasite.caller import Caller, Role
 from datasite.changes import DatabaseChanges
-from datasite.doors import HANDLE_PATH, reason_to_refuse
+from datasite.doors import HANDLE_PATH, SESSION_PATH, reason_to_refuse
 from datasite.identity import Identity, private_directory, require_email, require_strong_password
 from datasite.operator_door import Account
 from datasite.publishing import PublishedDataset
+from datasite.sessions import Sessions
 
 _ROLES: Final = {
     ServiceRole.ADMIN: Role.OPERATOR,
@@ -125,6 +127,7 @@ class HardenedDatasite(Datasite):
 
     answer: Callable[[bytes, Caller], bytes]
     on_refused: Callable[[str, str], None]
+    sessions: Sessions
     changes: DatabaseChanges
     known_signers: dict[str, tuple[int, _Signer]]
 
@@ -194,6 +197,8 @@ class HardenedDatasite(Datasite):
         try:
             if call.path == HANDLE_PATH:
                 return SyftSuccess(message="", value=self.carry(call.kwargs.get("request")))
+            if call.path == SESSION_PATH:
+                return SyftSuccess(message="", value=self.open_session(call.kwargs.get("request")))
             return super().handle_api_call_with_unsigned_result(api_call)
         except SyftException as exc:
             return SyftError.from_public_exception(exc)
@@ -209,11 +214,36 @@ class HardenedDatasite(Datasite):
         Raises:
             SyftException: `request` is not a dict with bytes under "x".
         """
+        signer, content = self._asked(request, HANDLE_PATH)
+        return {"x": self.answer(content, signer.caller)}
+
+    def open_session(self, request: object) -> dict[str, bytes]:
+        """Open a session with the signer, from the signer's half of the exchange.
+
+        Raises:
+            SyftException: `request` is not a dict with such a half under "x".
+        """
+        signer, content = self._asked(request, SESSION_PATH)
+        try:
+            offer = self.sessions.open(
+                content, caller_key=str(signer.key), email=signer.caller.email
+            )
+        except SecurityError as exc:
+            raise SyftException(public_message=str(exc)) from exc
+        return {"x": json.dumps(offer).encode()}
+
+    @staticmethod
+    def _asked(request: object, path: str) -> tuple[_Signer, bytes]:
         signer = _SIGNER.get()
         content = request.get("x") if isinstance(request, dict) else None
         if signer is None or not isinstance(content, bytes):
-            raise SyftException(public_message=f"{HANDLE_PATH} takes {{'x': bytes}}")
-        return {"x": self.answer(content, signer.caller)}
+            raise SyftException(public_message=f"{path} takes {{'x': bytes}}")
+        return signer, content
+
+    def caller_of(self, key: str) -> Caller | None:
+        """Give the account that signs with `key`, as it is now; None when it may do nothing."""
+        signer = self.signer(SyftVerifyKey.from_string(key))
+        return signer.caller if signer else None
 
     def _reason_to_refuse(self, call: SyftAPICall, role: Role) -> str | None:
         if call.server_uid != self.id:
@@ -256,6 +286,8 @@ class PySyftSite:
             self._datasite = _open_datasite(
                 site_id, kept, identity, operator_email, operator_password
             )
+        self.sessions = Sessions(str(self._datasite.verify_key))
+        self._datasite.sessions = self.sessions
         self._datasite.changes = DatabaseChanges(kept / "site.db")
         self._datasite.known_signers = {}
         self._datasite.answer = handle
@@ -276,6 +308,10 @@ class PySyftSite:
         self._datasite.stop()
         self._datasite.changes.close()
         self._datasite.db.engine.dispose()
+
+    def caller_of(self, key: str) -> Caller | None:
+        """Give the account that signs with `key`, as it is now; None when it may do nothing."""
+        return self._datasite.caller_of(key)
 
     def metadata(self) -> dict[str, object]:
         """Say who the site is, as PySyft's clients ask before they log in."""

@@ -17,10 +17,12 @@ from loguru import logger
 from starlette.types import Receive, Scope, Send
 
 from core.exceptions import ConfigurationError, DataSiteError, ProtocolError
+from datasite import session_route
 from datasite.caller import Caller, Role
 from datasite.identity import Identity, require_email, require_strong_password
 from datasite.operator_door import Account
 from datasite.publishing import PublishedDataset
+from datasite.session_route import SessionRoute
 
 if TYPE_CHECKING:
     from datasite.certificates import SiteTls
@@ -133,7 +135,7 @@ class PySyftServer:
         app = FastAPI(openapi_url=None)
         app.include_router(_routes(self._opened()))
         config = uvicorn.Config(
-            _Front(self._opened(), app),
+            _Front(self._opened(), self._session_route(), app),
             lifespan="off",
             log_config=None,
             log_level="critical",
@@ -191,6 +193,16 @@ class PySyftServer:
     def list_users(self) -> list[Account]:
         """Give the accounts that can do something, by e-mail."""
         return self._opened().list_users()
+
+    def _session_route(self) -> SessionRoute:
+        site = self._opened()
+        return SessionRoute(
+            site_id=self.site_id,
+            sessions=site.sessions,
+            caller_of=site.caller_of,
+            handle=self._handle,
+            on_refused=self._on_refused,
+        )
 
     def _opened(self) -> "PySyftSite":
         if self._site is None:
@@ -303,24 +315,31 @@ def _routes(site: "PySyftSite") -> APIRouter:
 
 
 class _Front:
-    """The route of signed calls, ahead of all others: their framework costs as much as a call.
+    """The routes of signed calls and of sessions, ahead of all others.
+
+    Their framework costs as much as a call.
 
     Args:
         site: Answers the calls.
+        sessions: Answers in sessions.
         others: Answers all else.
     """
 
-    def __init__(self, site: "PySyftSite", others: FastAPI) -> None:
+    def __init__(self, site: "PySyftSite", sessions: SessionRoute, others: FastAPI) -> None:
         self._site = site
         self._others = others
+        self._answers = {_CALL: self._call, ("POST", session_route.PATH): sessions.answer}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, as ASGI has it."""
-        if scope["type"] == "http" and (scope["method"], scope["path"]) == _CALL:
-            response = await self._call(Request(scope, receive))
-            await response(scope, receive, send)
-        else:
+        answer = (
+            self._answers.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
+        )
+        if answer is None:
             await self._others(scope, receive, send)
+        else:
+            response = await answer(Request(scope, receive))
+            await response(scope, receive, send)
 
     async def _call(self, request: Request) -> Response:
         blob = await _body(request)

@@ -133,6 +133,18 @@ class Limits(Section):
     attempts: int = Field(default=3, ge=1)
 
 
+class ChannelKind(Enum):
+    """How requests reach a live site.
+
+    `session` with an HMAC and a counter each, in a session that a signed PySyft call opened;
+    `signed` as signed PySyft calls, with PySyft's own signature on each update, at some times the
+    cost.
+    """
+
+    SESSION = "session"
+    SIGNED = "signed"
+
+
 class Privacy(Section):
     """What is done to updates before they leave a site."""
 
@@ -166,6 +178,7 @@ class ExperimentConfig(Section):
     evaluation: Evaluation = Evaluation()
     early_stopping: EarlyStopping | None = None
     limits: Limits = Limits()
+    channel: ChannelKind = ChannelKind.SESSION
     runs: Path = Path("runs")
 
     @model_validator(mode="after")

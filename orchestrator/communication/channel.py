@@ -10,10 +10,11 @@ import socket
 import ssl
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self
+from types import MappingProxyType
+from typing import Final, NamedTuple, Self
 from urllib.parse import urlsplit
 
 import httpx
@@ -29,6 +30,7 @@ from core.exceptions import (
 _CONNECT_S: Final = 5.0
 _KEPT_CONNECTIONS: Final = 16
 _BINARY: Final = "application/octet-stream"
+_NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 _LOST: Final = (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)
 """How httpx names a connection that ended before an answer began."""
 
@@ -103,6 +105,14 @@ class Deadline:
         return time.monotonic() >= self._end
 
 
+class Answer(NamedTuple):
+    """What came back."""
+
+    status: int
+    headers: Mapping[str, str]
+    content: bytes
+
+
 class Channel:
     """Kept HTTP connections to one address; every failure is one of our errors.
 
@@ -170,15 +180,51 @@ class Channel:
                 self._require_ok(response)
                 return b"".join(self._chunks(response, deadline))
 
+    def post(
+        self, path: str, make: Callable[[], tuple[Mapping[str, str], bytes]], deadline: Deadline
+    ) -> Answer:
+        """Send a request that may be sent only once, and give the answer whatever its status.
+
+        Args:
+            path: One of the site's routes.
+            make: Gives headers and content; called again when a kept connection had ended.
+            deadline: By when the answer must be there.
+
+        Raises:
+            CommunicationError: As `send`.
+        """
+        with self._translated(deadline):
+            try:
+                response = self._ask_made(path, make, deadline)
+            except _LOST:
+                response = self._ask_made(path, make, deadline)
+            with contextlib.closing(response):
+                if response.is_server_error:
+                    self._require_ok(response)
+                content = b"".join(self._chunks(response, deadline))
+                return Answer(response.status_code, response.headers, content)
+
+    def _ask_made(
+        self, path: str, make: Callable[[], tuple[Mapping[str, str], bytes]], deadline: Deadline
+    ) -> httpx.Response:
+        headers, content = make()
+        return self._ask("POST", path, deadline, content, headers)
+
     def _ask(
-        self, method: str, path: str, deadline: Deadline, content: bytes | None
+        self,
+        method: str,
+        path: str,
+        deadline: Deadline,
+        content: bytes | None,
+        headers: Mapping[str, str] = _NO_HEADERS,
     ) -> httpx.Response:
         left_s = deadline.left_s()
+        kind = "application/json" if path == "login" else _BINARY
         request = self._client.build_request(
             method,
             path,
             content=content,
-            headers={"Content-Type": "application/json" if path == "login" else _BINARY},
+            headers={"Content-Type": kind, **headers},
             timeout=httpx.Timeout(left_s, connect=min(_CONNECT_S, left_s)),
         )
         return self._client.send(request, stream=True)

@@ -7,25 +7,47 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from orchestrator.communication.base import Carrier, SiteCommunication
-from orchestrator.configuration import ExperimentConfig
+from orchestrator.communication.session import SessionCarrier
+from orchestrator.configuration import ChannelKind, ExperimentConfig
 
 
 class PySyftCommunication(SiteCommunication):
-    """Reaches sites by the URL of their PySyft server, each request a signed call."""
+    """Reaches sites by the URL of their PySyft server.
+
+    Args:
+        channel: How requests are carried; a log-in is the same in both.
+        connect_s: Seconds for a log-in.
+        call_s: Seconds for a request that names no deadline of its own.
+    """
+
+    def __init__(
+        self,
+        *,
+        channel: ChannelKind = ChannelKind.SESSION,
+        connect_s: float = 15.0,
+        call_s: float = 600.0,
+    ) -> None:
+        super().__init__(connect_s=connect_s, call_s=call_s)
+        self._channel = channel
 
     def open_carrier(self, url: str, credentials: Mapping[str, str]) -> Carrier:
         """See `SiteCommunication.open_carrier`."""
         from orchestrator.communication.pysyft import PySyftCarrier  # noqa: PLC0415 - slow
 
-        return PySyftCarrier.open(
+        signed = PySyftCarrier.open(
             url,
             email=credentials["email"],
             password=credentials["password"],
             timeout_s=self.connect_s,
             ca_file=Path(credentials["ca_file"]) if "ca_file" in credentials else None,
         )
+        return SessionCarrier(signed) if self._channel is ChannelKind.SESSION else signed
 
 
 def over_pysyft(config: ExperimentConfig) -> PySyftCommunication:
     """Give the live transport of a run, within the run's limits."""
-    return PySyftCommunication(connect_s=config.limits.connect_s, call_s=config.limits.call_s)
+    return PySyftCommunication(
+        channel=config.channel,
+        connect_s=config.limits.connect_s,
+        call_s=config.limits.call_s,
+    )

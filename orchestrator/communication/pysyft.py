@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Final, Self
 
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from syft import serialize
 from syft.client.api import SyftAPICall
 from syft.server.credentials import SyftSigningKey
@@ -25,9 +26,12 @@ from core.exceptions import (
     SecurityError,
 )
 from core.pysyft_patches import REFUSED, deserialize_only
+from core.sessions import Parties, derive_keys, new_half
 from orchestrator.communication.channel import Channel, Deadline, SiteIdentity
+from orchestrator.communication.session import Session
 
 _HANDLE_PATH: Final = "federation.handle"
+_SESSION_PATH: Final = "federation.open_session"
 
 
 class PySyftCarrier:
@@ -44,7 +48,7 @@ class PySyftCarrier:
     def __init__(self, channel: Channel, site: SiteIdentity, signing_key: SyftSigningKey) -> None:
         self.url = channel.url
         self.site_id = site.name
-        self._channel = channel
+        self.channel = channel
         self._uid = UID.from_string(site.uid)
         self._verify_key = site.verify_key
         self._signing_key = signing_key
@@ -98,21 +102,47 @@ class PySyftCarrier:
             SecurityError: The site refuses this account.
             DataSiteError: The site failed while it answered.
         """
-        deadline = Deadline(deadline_s)
+        return self._call(_HANDLE_PATH, request, Deadline(deadline_s))
+
+    def open_session(self, deadline: Deadline) -> Session:
+        """Open a session of this account with the site; each has a key of its own.
+
+        Raises:
+            FederatedLearningError: As `exchange`.
+        """
+        half = new_half()
+        public = half.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+        offer = self._call(_SESSION_PATH, public, deadline)
+        try:
+            told = json.loads(offer)
+            site_public = bytes.fromhex(told["public"])
+            parties = Parties(
+                session_id=str(told["session"]),
+                caller_key=str(self._signing_key.verify_key),
+                site_key=self._verify_key,
+                caller_public=public,
+                site_public=site_public,
+            )
+            keys = derive_keys(half, site_public, parties)
+        except (ValueError, KeyError, TypeError) as exc:
+            raise self._problem(ProtocolError, "its offer of a session cannot be read") from exc
+        return Session(parties.session_id, keys)
+
+    def _call(self, path: str, request: bytes, deadline: Deadline) -> bytes:
         call = SyftAPICall(
             server_uid=self._uid,
-            path=_HANDLE_PATH,
+            path=path,
             args=[],
             kwargs={"request": {"x": request}},
             blocking=True,
         ).sign(credentials=self._signing_key)
         content = serialize(call, to_bytes=True)
-        reply = self._channel.send("POST", "api_call", deadline, content=content)
+        reply = self.channel.send("POST", "api_call", deadline, content=content)
         return self._answer_in(reply)
 
     def close(self) -> None:
         """Close the connections; closing again does nothing."""
-        self._channel.close()
+        self.channel.close()
 
     def _answer_in(self, reply: bytes) -> bytes:
         try:

@@ -83,11 +83,11 @@ def test_a_factory_frozen_beyond_the_deadline_comes_back(
 ) -> None:
     """The deadline passes, the round ends with two, and the thawed site takes part again."""
     experiment = registered.write_experiment(
-        "frozen", rounds=5, limits={"call_s": 12, "attempts": 1}
+        "frozen", rounds=5, limits={"call_s": 20, "attempts": 1}
     )
     run = registered.start_orchestrator(f"{registered.project}-frozen", "run", experiment, "--json")
     records = follow(run, at={0: factory.pause, 1: factory.unpause})
-    assert_lost_and_back(records, rounds=5, why="no answer within 12 s")
+    assert_lost_and_back(records, rounds=5, why="no answer within 20 s")
 
 
 def test_a_factory_cut_off_comes_back(
@@ -96,7 +96,7 @@ def test_a_factory_cut_off_comes_back(
     """Its network is taken from it while it trains, and given back a round later."""
     network = engine.networks.get(f"{registered.project}_{LOST}")
     experiment = registered.write_experiment(
-        "cut-off", rounds=6, limits={"call_s": 12, "attempts": 1}
+        "cut-off", rounds=6, limits={"call_s": 20, "attempts": 1}
     )
     run = registered.start_orchestrator(f"{registered.project}-cut", "run", experiment, "--json")
     records = follow(

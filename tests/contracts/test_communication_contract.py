@@ -28,6 +28,7 @@ from datasite.caller import Role
 from orchestrator.communication.base import SiteCommunication
 from orchestrator.communication.live import PySyftCommunication
 from orchestrator.communication.memory import MemoryCommunication
+from orchestrator.configuration import ChannelKind
 
 GOOD = {"email": "researcher@lab.example.com", "password": "Researcher-of-the-lab-1"}
 
@@ -109,9 +110,20 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SiteProcess]:
 
 
 @pytest.fixture
-def live_line(served: SiteProcess) -> Iterator[Line]:
-    """Give a line over PySyft."""
-    communication = PySyftCommunication(connect_s=20)
+def session_line(served: SiteProcess) -> Iterator[Line]:
+    """Give a line over PySyft, in sessions."""
+    yield from live_line(served, ChannelKind.SESSION)
+
+
+@pytest.fixture
+def signed_line(served: SiteProcess) -> Iterator[Line]:
+    """Give a line over PySyft, of signed calls."""
+    yield from live_line(served, ChannelKind.SIGNED)
+
+
+def live_line(served: SiteProcess, channel: ChannelKind) -> Iterator[Line]:
+    """Give a line over PySyft, closed afterwards."""
+    communication = PySyftCommunication(channel=channel, connect_s=20)
     yield Line(
         communication=communication,
         url=served.url,
@@ -124,7 +136,13 @@ def live_line(served: SiteProcess) -> Iterator[Line]:
         communication.disconnect_from_datasite(site_id)
 
 
-@pytest.fixture(params=["memory_line", pytest.param("live_line", marks=pytest.mark.live)])
+@pytest.fixture(
+    params=[
+        "memory_line",
+        pytest.param("session_line", marks=pytest.mark.live),
+        pytest.param("signed_line", marks=pytest.mark.live),
+    ]
+)
 def line(request: pytest.FixtureRequest) -> Line:
     """One transport after the other."""
     found: Line = request.getfixturevalue(request.param)

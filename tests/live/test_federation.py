@@ -50,6 +50,12 @@ def plan_of(testbed: Testbed, site_id: str, run_id: str) -> str:
     return str(next(p["plan_id"] for p in plans if p["proposal"]["run_id"] == run_id))
 
 
+@pytest.fixture(params=["session", "signed"])
+def channel(request: pytest.FixtureRequest) -> str:
+    """Give one way to carry requests after the other."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(testbed: Testbed, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Run the experiment once, with nothing in its way, and give its results."""
@@ -68,20 +74,24 @@ def test_a_run_over_live_sites_completes(undisturbed: dict[str, Any]) -> None:
     assert set(final["per_site"]) == {"factory-1", "factory-2", "factory-3"}
 
 
-def test_memory_and_pysyft_give_bit_equal_parameters(
-    undisturbed: dict[str, Any], federation: Federation
+def test_memory_and_both_channels_give_bit_equal_parameters(
+    undisturbed: dict[str, Any], testbed: Testbed, federation: Federation, tmp_path: Path
 ) -> None:
-    """The transport carries bytes and changes nothing: same data, same seed, same bits."""
+    """What carries the bytes changes nothing: same data, same seed, same bits."""
     in_memory = federation.run("one")
     assert in_memory["parameters_sha256"] == undisturbed["parameters_sha256"]
+    signed = write_experiment(tmp_path, testbed, channel="signed")
+    assert orchestrator("run", signed, "--run-id", "signed").returncode == 0
+    ended = results(tmp_path, "signed")
+    assert ended["parameters_sha256"] == undisturbed["parameters_sha256"]
 
 
 @pytest.mark.parametrize("name", ["feddyn", "scaffold"])
 def test_what_sites_keep_and_send_is_the_same_over_pysyft(
-    testbed: Testbed, federation: Federation, tmp_path: Path, name: str
+    testbed: Testbed, federation: Federation, tmp_path: Path, name: str, channel: str
 ) -> None:
     """FedDyn's duals and SCAFFOLD's control variates go through trainer, ledger and wire."""
-    experiment = write_experiment(tmp_path, testbed, algorithm={"name": name})
+    experiment = write_experiment(tmp_path, testbed, algorithm={"name": name}, channel=channel)
     done = orchestrator("run", experiment, "--run-id", name)
     assert done.returncode == 0, done.stderr
     in_memory = federation.run(name, algorithm={"name": name})
@@ -89,19 +99,20 @@ def test_what_sites_keep_and_send_is_the_same_over_pysyft(
 
 
 def test_a_run_killed_between_rounds_resumes_to_the_same_parameters(
-    testbed: Testbed, undisturbed: dict[str, Any], tmp_path: Path
+    testbed: Testbed, undisturbed: dict[str, Any], tmp_path: Path, channel: str
 ) -> None:
     """SIGKILL after round 0, `orchestrator resume`, and the end is the undisturbed one."""
-    experiment = write_experiment(tmp_path, testbed)
-    run = start_orchestrator("run", experiment, "--run-id", "killed", "--json")
+    experiment = write_experiment(tmp_path, testbed, channel=channel)
+    run_id = f"killed-{channel}"
+    run = start_orchestrator("run", experiment, "--run-id", run_id, "--json")
     code, _ = signal_after(run, signal.SIGKILL, round_line(0))
     assert code == -signal.SIGKILL
-    resumed = orchestrator("resume", "killed", "--runs", tmp_path / "runs")
+    resumed = orchestrator("resume", run_id, "--runs", tmp_path / "runs")
     assert resumed.returncode == 0, resumed.stderr
-    ended = results(tmp_path, "killed")
+    ended = results(tmp_path, run_id)
     assert ended["parameters_sha256"] == undisturbed["parameters_sha256"]
     assert [record["round_num"] for record in ended["rounds"]] == [0, 1, 2]
-    plan_id = plan_of(testbed, "factory-1", "killed")
+    plan_id = plan_of(testbed, "factory-1", run_id)
     trained = [
         row["detail"]["round_num"]
         for row in audit_rows(testbed, "factory-1")
