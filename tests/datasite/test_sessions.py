@@ -1,0 +1,250 @@
+"""Which sessions are open at a site, and which counters one has seen."""
+
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.exceptions import SecurityError
+from core.sessions import Parties, SessionKeys, derive_keys
+from datasite.sessions import LIFETIME_S, Session, Sessions
+
+SITE_KEY = "517e"
+HALF = X25519PrivateKey.from_private_bytes(bytes(range(32)))
+PUBLIC = HALF.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+WINDOW = 1024
+
+
+class Clock:
+    """Stands still until it is set forward."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        """Give the time."""
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """Give a clock of the test's own."""
+    return Clock()
+
+
+@pytest.fixture
+def sessions(clock: Clock) -> Sessions:
+    """Give a site's sessions, of a minute each; none is open."""
+    return Sessions(SITE_KEY, lifetime_s=60, clock=clock)
+
+
+def open_one(sessions: Sessions, *, of: str = "ca11e4") -> str:
+    """Open a session of the account with this key; its name."""
+    return str(sessions.open(PUBLIC, caller_key=of, email=f"{of}@lab.example.com")["session"])
+
+
+def is_open(sessions: Sessions, session_id: str) -> bool:
+    """Tell whether it is."""
+    return sessions.find(session_id) is not None
+
+
+def a_session() -> Session:
+    """Give a session for its counters alone."""
+    return Session(
+        "5e55",
+        caller_key="ca11e4",
+        email="researcher@lab.example.com",
+        keys=SessionKeys(bytes(32), bytes(32)),
+        ends_at=1.0,
+    )
+
+
+def test_an_opened_session_is_found_with_its_account_and_keys(sessions: Sessions) -> None:
+    """The caller comes to the same keys by what it is told."""
+    told = sessions.open(PUBLIC, caller_key="ca11e4", email="researcher@lab.example.com")
+    session = sessions.find(str(told["session"]))
+    assert session is not None
+    assert (session.caller_key, session.email) == ("ca11e4", "researcher@lab.example.com")
+    site_public = bytes.fromhex(str(told["public"]))
+    parties = Parties(
+        session_id=str(told["session"]),
+        caller_key="ca11e4",
+        site_key=SITE_KEY,
+        caller_public=PUBLIC,
+        site_public=site_public,
+    )
+    assert session.keys == derive_keys(HALF, site_public, parties)
+    assert told["lifetime_s"] == 60
+
+
+def test_the_same_half_sent_twice_opens_two_sessions(sessions: Sessions) -> None:
+    """A signed call that somebody repeats gives them nothing of the first one's keys."""
+    first, second = (sessions.find(open_one(sessions)) for _ in range(2))
+    assert first is not None
+    assert second is not None
+    both = {first.keys.request, first.keys.reply, second.keys.request, second.keys.reply}
+    assert len(both) == 4
+
+
+@pytest.mark.parametrize("name", ["", "5e55", "0" * 32])
+def test_a_session_that_was_never_opened_is_not_found(sessions: Sessions, name: str) -> None:
+    """Nor is ending it an error."""
+    open_one(sessions)
+    assert not is_open(sessions, name)
+    sessions.end(name)
+
+
+@pytest.mark.parametrize("half", [bytes(32), bytes(31), b""], ids=["low order", "short", "none"])
+def test_a_bad_half_opens_nothing(sessions: Sessions, half: bytes) -> None:
+    """The refusal says what an exchange takes, and nobody loses a session to it."""
+    there = [open_one(sessions) for _ in range(16)]
+    with pytest.raises(SecurityError, match="32 bytes of X25519"):
+        sessions.open(half, caller_key="ca11e4", email="researcher@lab.example.com")
+    assert all(is_open(sessions, session_id) for session_id in there)
+
+
+def test_a_session_ends_with_its_time(sessions: Sessions, clock: Clock) -> None:
+    """It is there until just before, and never again from then on."""
+    session_id = open_one(sessions)
+    clock.now += 59.9
+    assert is_open(sessions, session_id)
+    clock.now += 0.1
+    assert not is_open(sessions, session_id)
+    clock.now -= 1
+    assert not is_open(sessions, session_id)
+
+
+def test_use_does_not_prolong_a_session(sessions: Sessions, clock: Clock) -> None:
+    """An hour is an hour, however busy."""
+    session_id = open_one(sessions)
+    for _ in range(59):
+        clock.now += 1
+        session = sessions.find(session_id)
+        assert session is not None
+        assert session.take(int(clock.now))
+    clock.now += 1
+    assert not is_open(sessions, session_id)
+
+
+def test_a_session_lasts_an_hour_unless_told_otherwise(clock: Clock) -> None:
+    """The caller is told so."""
+    told = Sessions(SITE_KEY, clock=clock).open(PUBLIC, caller_key="k", email="e")
+    assert told["lifetime_s"] == LIFETIME_S == 3600
+
+
+def test_an_ended_session_is_not_found(sessions: Sessions) -> None:
+    """And the others are."""
+    first, second = open_one(sessions), open_one(sessions)
+    sessions.end(first)
+    assert (is_open(sessions, first), is_open(sessions, second)) == (False, True)
+
+
+def test_an_account_keeps_its_newest_sixteen(sessions: Sessions) -> None:
+    """The seventeenth ends the account's oldest, and no one else's."""
+    other = open_one(sessions, of="07e4")
+    own = [open_one(sessions) for _ in range(17)]
+    assert [is_open(sessions, session_id) for session_id in own] == [False] + [True] * 16
+    assert is_open(sessions, other)
+
+
+def test_a_site_keeps_its_newest_256(sessions: Sessions) -> None:
+    """Of accounts that have a few each, the oldest of all ends."""
+    all_ = [open_one(sessions, of=f"account-{number % 32}") for number in range(256)]
+    assert all(is_open(sessions, session_id) for session_id in all_)
+    one_more = open_one(sessions, of="newcomer")
+    assert [is_open(sessions, session_id) for session_id in all_] == [False] + [True] * 255
+    assert is_open(sessions, one_more)
+
+
+def test_sessions_that_have_ended_make_room_first(sessions: Sessions, clock: Clock) -> None:
+    """Nobody's open session ends while there are others whose time is over."""
+    old = [open_one(sessions, of=f"account-{number % 20}") for number in range(255)]
+    clock.now += 59
+    young = open_one(sessions, of="young")
+    clock.now += 1
+    for number in range(200):
+        open_one(sessions, of=f"account-{number % 20}")
+    assert is_open(sessions, young)
+    assert not any(is_open(sessions, session_id) for session_id in old)
+
+
+def test_a_session_ends_when_too_much_was_refused(sessions: Sessions) -> None:
+    """Each refusal is written down, so there is an end to them: the sixteenth."""
+    session_id = open_one(sessions)
+    session = sessions.find(session_id)
+    assert session is not None
+    session.refusals = 15
+    assert is_open(sessions, session_id)
+    session.refusals += 1
+    assert not is_open(sessions, session_id)
+
+
+def test_counters_are_taken_once() -> None:
+    """In order or not, and never again."""
+    session = a_session()
+    assert [session.take(counter) for counter in (1, 2, 5, 3)] == [True] * 4
+    assert [session.take(counter) for counter in (1, 2, 5, 3)] == [False] * 4
+    assert session.take(4)
+
+
+def test_a_counter_may_be_so_far_behind_and_no_further() -> None:
+    """1024 behind the highest, it may have been there before."""
+    session = a_session()
+    highest = 10_000
+    assert session.take(highest)
+    assert session.take(highest - WINDOW + 1)
+    assert not session.take(highest - WINDOW)
+    assert not session.take(0)
+
+
+def test_a_leap_forgets_nothing() -> None:
+    """What was taken before a leap is still refused, whether it is within the window or not."""
+    session = a_session()
+    for counter in range(1, 3 * WINDOW):
+        assert session.take(counter)
+    assert session.take(2**62)
+    assert not any(session.take(counter) for counter in range(1, 3 * WINDOW))
+    assert not session.take(2**62)
+
+
+@given(st.lists(st.one_of(st.integers(0, 20), st.integers(0, 5000), st.integers(0, 2**63 - 1))))
+def test_no_order_of_counters_takes_one_twice(counters: list[int]) -> None:
+    """And one is taken whenever it is new and less than 1024 behind the highest before it."""
+    session = a_session()
+    seen: set[int] = set()
+    for counter in counters:
+        is_new = counter not in seen and counter > max(seen, default=0) - WINDOW
+        assert session.take(counter) is is_new
+        seen |= {counter} if is_new else set()
+
+
+def test_what_a_session_remembers_does_not_grow() -> None:
+    """A run of a million requests takes the memory of a few thousand."""
+    session = a_session()
+    for counter in range(20_000):
+        session.take(counter)
+    assert len(session._seen) <= 2 * WINDOW + 1
+
+
+def test_threads_take_each_counter_once() -> None:
+    """Eight threads that present the same counters share them out between them."""
+    session = a_session()
+    counters = range(1, 4001)
+    with ThreadPoolExecutor(8) as pool:
+        taken = list(
+            pool.map(lambda _: [c for c in counters if session.take(c)], range(8), chunksize=1)
+        )
+    times = Counter(counter for share in taken for counter in share)
+    assert set(times.values()) == {1}
+    assert set(times) == set(counters)
+
+
+def test_threads_open_sessions_within_the_limits(sessions: Sessions) -> None:
+    """Of 64 opened at once by an account, sixteen are left."""
+    with ThreadPoolExecutor(8) as pool:
+        names = list(pool.map(lambda _: open_one(sessions), range(64)))
+    assert sum(is_open(sessions, session_id) for session_id in names) == 16
