@@ -508,6 +508,7 @@ def test_what_is_too_large_is_not_read(
         with connection.makefile("rb") as stream:
             answer = stream.read()  # to the end: the site closes the connection
     assert answer.split()[1] == b"413"
+    assert b"connection: close" in answer
     assert (site.handled, site.refused) == ([], [(EMAIL, "session: too large")])
 
 
@@ -564,6 +565,7 @@ def test_what_trickles_in_is_given_up(
         with connection.makefile("rb") as stream:
             answer = stream.read()
     assert answer.split()[1] == b"408"
+    assert b"connection: close" in answer
     assert (site.handled, site.refused) == ([], [(EMAIL, "session: too slow")])
 
 
@@ -575,8 +577,9 @@ def test_a_longer_message_may_take_longer(
     monkeypatch.setattr(session_route, "_SLOWEST_BYTES_S", len(MODEL) / _LONG_S)
     sealed = session.sealed(MODEL, 1)
     with session.connected() as connection:
-        for at in range(0, len(MODEL), 16):
-            connection.sendall((b"" if at else sealed.raw()) + sealed.content[at : at + 16])
+        connection.sendall(sealed.raw(Expect="100-continue"))
+        assert connection.recv(100).startswith(b"HTTP/1.1 100")  # the time is running
+        connection.sendall(sealed.content)
         assert status(connection) == 200
     assert site.refused == []
 
