@@ -19,10 +19,11 @@ from typing import Final
 
 from fastapi import Request, Response
 from fastapi.concurrency import run_in_threadpool
+from loguru import logger
 from starlette.requests import ClientDisconnect
 
 from core import wire
-from core.exceptions import ProtocolError, SecurityError
+from core.exceptions import FederatedLearningError, ProtocolError, SecurityError
 from core.sessions import is_tag, tag
 from datasite.caller import Caller
 from datasite.failures import as_failure
@@ -150,7 +151,11 @@ class SessionRoute:
         received = bytearray()
         chunks = request.stream()
         while len(received) < head_bytes:
-            received += await anext(chunks)
+            chunk = await anext(chunks, None)
+            if chunk is None:
+                self._note(session, "cut short")
+                raise _Refused(400, "the request ends before its head does")
+            received += chunk
         head = bytes(received[:head_bytes])
         self._require_own(envelope, head)
         if not session.take(envelope.counter):
@@ -162,6 +167,9 @@ class SessionRoute:
         async for chunk in chunks:
             sha256.update(chunk)
             received += chunk
+            if len(received) > head_bytes + envelope.body_bytes:
+                self._note(session, "longer than announced")
+                raise _Refused(413, "the request is longer than it says")
         if sha256.digest() != envelope.body_sha256:
             self._note(session, "wrong hash")
             raise SecurityError(f"{self._site_id}: the body is not the one that its hash names")
@@ -219,7 +227,10 @@ class SessionRoute:
 
     def _note(self, session: Session, what: str) -> None:
         session.refusals += 1
-        self._on_refused(session.email, f"session: {what}")
+        try:
+            self._on_refused(session.email, f"session: {what}")
+        except FederatedLearningError as exc:  # a full disk: it is refused all the same
+            logger.bind(site_id=self._site_id).error("no audit row: {}", exc)
 
 
 def _head_bytes(reply: bytes) -> int:

@@ -26,6 +26,7 @@ from starlette.types import Message as AsgiMessage
 from starlette.types import Receive, Scope, Send
 
 from core import wire
+from core.exceptions import DataSiteError
 from core.messages import Failure
 from core.sessions import Parties, SessionKeys, derive_keys, is_tag, new_half, tag
 from datasite import session_route
@@ -627,3 +628,23 @@ async def answer_to(route: SessionRoute, sealed: Sealed, pieces: list[bytes]) ->
         return left.pop(0)
 
     return await route.answer(Request(scope, receive))
+
+
+def test_content_that_ends_within_its_head_is_refused() -> None:
+    """400, not an error of the server's."""
+    site = Site()
+    sealed = Session(site).sealed(MODEL, 1)
+    assert asyncio.run(answer_to(site.route, sealed, [b"abc"])).status_code == 400
+
+
+def test_a_refusal_is_answered_though_it_cannot_be_noted() -> None:
+    """A full disk: 401 all the same."""
+    site = Site()
+    session = Session(site)
+
+    def full(_email: str, _what: str) -> None:
+        raise DataSiteError("disk full")
+
+    site.route._on_refused = full
+    response = asyncio.run(answer_to(site.route, forged(session, "guessed"), [MODEL]))
+    assert response.status_code == 401
