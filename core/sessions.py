@@ -15,7 +15,6 @@ import secrets
 from dataclasses import dataclass
 from typing import Final
 
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
@@ -70,10 +69,7 @@ def derive_keys(own: X25519PrivateKey, other_public: bytes, parties: Parties) ->
     Raises:
         ValueError: `other_public` is no half of an exchange, or one that gives the secret away.
     """
-    try:
-        shared = own.exchange(X25519PublicKey.from_public_bytes(other_public))
-    except UnsupportedAlgorithm as exc:  # pragma: no cover - OpenSSL without X25519
-        raise ValueError("no X25519 here") from exc
+    shared = own.exchange(X25519PublicKey.from_public_bytes(other_public))
     bound = _joined(
         _PURPOSE,
         parties.session_id.encode(),

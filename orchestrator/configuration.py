@@ -137,8 +137,7 @@ class ChannelKind(Enum):
     """How requests reach a live site.
 
     `session` with an HMAC and a counter each, in a session that a signed PySyft call opened;
-    `signed` as signed PySyft calls, with PySyft's own signature on each update, at some times the
-    cost.
+    `signed` as signed PySyft calls, with PySyft's own signature on each update; they cost more.
     """
 
     SESSION = "session"
