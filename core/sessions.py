@@ -9,7 +9,6 @@ counter, its head and the hash of its body.
     Sources: RFC 7748 (X25519), RFC 5869 (HKDF), RFC 2104 (HMAC).
 """
 
-import hashlib
 import hmac
 import secrets
 from dataclasses import dataclass
@@ -82,15 +81,14 @@ def derive_keys(own: X25519PrivateKey, other_public: bytes, parties: Parties) ->
     return SessionKeys(derived[:_KEY_BYTES], derived[_KEY_BYTES:])
 
 
-def tag(key: bytes, *, counter: int, head: bytes, body_sha256: bytes) -> str:
+def tag(key: bytes, *, counter: int, head: bytes, body_hash: bytes) -> str:
     """Give the HMAC of one message, as hexadecimal digits."""
-    said = _joined(counter.to_bytes(8, "big"), head, body_sha256)
-    return hmac.new(key, said, hashlib.sha256).hexdigest()
+    return hmac.digest(key, _joined(counter.to_bytes(8, "big"), head, body_hash), "sha256").hex()
 
 
-def is_tag(given: str, key: bytes, *, counter: int, head: bytes, body_sha256: bytes) -> bool:
+def is_tag(given: str, key: bytes, *, counter: int, head: bytes, body_hash: bytes) -> bool:
     """Tell whether `given` is the message's HMAC, in a time that does not tell how nearly."""
-    expected = tag(key, counter=counter, head=head, body_sha256=body_sha256)
+    expected = tag(key, counter=counter, head=head, body_hash=body_hash)
     return hmac.compare_digest(given.encode(), expected.encode())
 
 

@@ -1,42 +1,170 @@
-"""Messages to bytes and back: one safetensors blob, the message itself as JSON in its metadata.
+"""Messages to bytes and back, in two parts: a head that says what it is, a body of raw tensors.
 
-    uint64 length | JSON header {"__metadata__": {"message"}, tensors} | tensor bytes
+    head   uint64 length | JSON {"__metadata__": {"message"}, tensors} | spaces up to 8 bytes
+    body   the tensors' bytes, one after the other, the widest dtype first
 
 where `message` is JSON again, {"version", "fields"}, and a tensor's name starts with the field it
-belongs to: `parameters/stem.weight`.
+belongs to: `parameters/stem.weight`. Both parts together are a file of safetensors, which any of
+its readers opens; its own writer takes ten times as long, since it copies each tensor three times.
 
-safetensors cannot carry code, so nothing here is ever executed; there is no pickle. `decode` takes
+The model of a round goes to many sites in messages that differ in their heads alone: its body is
+made once (`Packed`), hashed once, and named by that hash. The hash is BLAKE3 and not SHA-256,
+because hashing was the largest part of a round of large models.
+
+Such a file cannot carry code, so nothing here is ever executed; there is no pickle. `decode` takes
 bytes from anyone: what is not a valid message of this version is a `ProtocolError`, found before
 anything larger than the input is allocated.
 """
 
 import json
+import math
+from collections.abc import Mapping
 from functools import cache
-from typing import Annotated, Any, TypeGuard, TypeVar, get_args, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Final,
+    Self,
+    TypeAlias,
+    TypeGuard,
+    TypeVar,
+    get_args,
+    get_type_hints,
+)
 
-import safetensors.torch
+import torch
+from blake3 import blake3
 from pydantic import Field, TypeAdapter, ValidationError
 
 from core import messages
 from core.exceptions import ModelError, ProtocolError
+from core.limits import MAX_HEADER_BYTES, MAX_MESSAGE_BYTES
 from core.messages import Message, Parameters
 
 VERSION = "1"
 """Both sides must speak the same; see the rules of change in `core.messages`."""
 
-MAX_HEADER_BYTES = 16 * 2**20
-MAX_MESSAGE_BYTES = 2**31
-"""A model of half a billion float32 parameters; more is refused on either side."""
+Buffer: TypeAlias = bytes | bytearray | memoryview
 
 _LENGTH_BYTES = 8
+_ALIGNMENT = 8
 _METADATA = "__metadata__"
 _MESSAGE = "message"
 _TENSOR_KEYS = {"dtype", "shape", "data_offsets"}
 _PARAMETERS = "parameters"
 _TENSOR_FIELDS = (_PARAMETERS, "control")
 _KINDS_WITH_PARAMETERS = frozenset({"train", "update", "evaluate"})
+_DTYPES: Final = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_DTYPE_NAMES: Final = {dtype: name for name, dtype in _DTYPES.items()}
 
 M = TypeVar("M")
+
+
+def content_hash(*parts: Buffer) -> bytes:
+    """Give the BLAKE3 of the parts one after the other: 32 bytes that name a content."""
+    hasher = blake3()
+    for part in parts:
+        hasher.update(part)
+    return hasher.digest()
+
+
+class Parcel:
+    """An encoded message, as it travels.
+
+    Attributes:
+        head: What it says; a multiple of 8 bytes.
+        body: Its tensors' bytes; never to be changed, since decoded tensors lie in it.
+    """
+
+    __slots__ = ("_body_hash", "body", "head")
+
+    def __init__(self, head: bytes, body: Buffer = b"", body_hash: bytes | None = None) -> None:
+        self.head = head
+        self.body = body
+        self._body_hash = body_hash
+
+    @classmethod
+    def of(cls, blob: Buffer) -> Self:
+        """Part a message that came in one piece, without copying its body.
+
+        What is no message is all head, and nobody can decode it.
+        """
+        view = memoryview(blob)
+        try:
+            head_bytes = _LENGTH_BYTES + _header_bytes(view)
+        except ProtocolError:
+            head_bytes = len(view)
+        return cls(bytes(view[:head_bytes]), view[head_bytes:])
+
+    @property
+    def body_hash(self) -> bytes:
+        """The body's name; computed when it is first asked for."""
+        if self._body_hash is None:
+            self._body_hash = content_hash(self.body)
+        return self._body_hash
+
+    @property
+    def name(self) -> str:
+        """The message's name: equal for equal messages alone; 64 hexadecimal digits."""
+        return content_hash(self.head, self.body_hash).hex()
+
+    def joined(self) -> bytes:
+        """Give both parts as one."""
+        return b"".join((self.head, self.body))
+
+    def __len__(self) -> int:
+        return len(self.head) + len(self.body)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Parcel):
+            return NotImplemented
+        return self.head == other.head and self.body == other.body
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+
+class Packed(Parameters):
+    """A copy of parameters whose bytes were made once, for any number of messages.
+
+    It is not to be changed: its tensors lie in those bytes.
+
+    Args:
+        parameters: Of a model.
+        control: What the algorithm sends beside them.
+
+    Attributes:
+        control: A copy of that, likewise.
+        entries: How the body divides, as a head describes it.
+        body: The bytes of all.
+        body_hash: Their name.
+
+    Raises:
+        ModelError: A tensor cannot travel (sparse or complex).
+    """
+
+    def __init__(self, parameters: Parameters, control: Parameters | None = None) -> None:
+        named = {f"{_PARAMETERS}/{name}": tensor for name, tensor in parameters.items()}
+        named |= {f"control/{name}": tensor for name, tensor in (control or {}).items()}
+        try:
+            self.entries, self.body = _pack(named)
+        except (ValueError, RuntimeError) as exc:
+            raise ModelError(f"the parameters cannot be encoded: {exc}") from exc
+        self.body_hash = content_hash(self.body)
+        lying = _by_field(_unpack(self.entries, self.body))
+        self.control = lying.get("control", {})
+        super().__init__(lying.get(_PARAMETERS, {}))
 
 
 @cache
@@ -44,49 +172,53 @@ def _adapter() -> TypeAdapter[Message]:
     return TypeAdapter(Annotated[Message, Field(discriminator="kind")])
 
 
-def encode(message: Message) -> bytes:
+def encode(message: Message) -> Parcel:
     """Give the bytes of `message`; equal messages have equal bytes.
+
+    Where its parameters are `Packed`, and its control is theirs, their body is the message's.
 
     Raises:
         ModelError: A tensor cannot travel (sparse or complex), a number in the message is not
             finite (JSON has no word for those), or the message is too large.
     """
     fields: dict[str, Any] = {**message}  # what is left is JSON once the tensors are out
-    tensors: Parameters = {
-        f"{field}/{name}": tensor
-        for field in _TENSOR_FIELDS
-        for name, tensor in fields.pop(field, {}).items()
+    tensors: dict[str, Parameters] = {
+        field: fields.pop(field) for field in _TENSOR_FIELDS if field in fields
     }
     try:
-        envelope = {"version": VERSION, "fields": fields}
-        # safetensors writes several metadata in random order; equal messages are to be equal bytes.
-        metadata = {_MESSAGE: json.dumps(envelope, allow_nan=False, sort_keys=True)}
-        blob: bytes = safetensors.torch.save(_independent(tensors), metadata)
-        _require_size(blob)
+        packed = tensors.get(_PARAMETERS)
+        if isinstance(packed, Packed) and tensors.get("control", packed.control) is packed.control:
+            parcel = Parcel(_head(fields, packed.entries), packed.body, packed.body_hash)
+        else:
+            entries, body = _pack(
+                {f"{f}/{name}": t for f, found in tensors.items() for name, t in found.items()}
+            )
+            parcel = Parcel(_head(fields, entries), body)
+        _require_size(len(parcel))
     except (ValueError, KeyError, RuntimeError, ProtocolError) as exc:
         raise ModelError(f"a {fields.get('kind')!r} message cannot be encoded: {exc}") from exc
-    return blob
+    return parcel
 
 
-def decode(blob: bytes) -> Message:
-    """Give the message that `encode` was given.
+def decode(parcel: Parcel) -> Message:
+    """Give the message that `encode` was given; its tensors lie in the parcel's body.
 
     Raises:
-        ProtocolError: `blob` is not a message of this version.
+        ProtocolError: `parcel` is not a message of this version.
     """
-    fields = _read_fields(blob)
+    header, fields = _read_head(parcel.head)
     try:
-        tensors = _by_field(safetensors.torch.load(blob))
+        tensors = _by_field(_unpack(header, parcel.body))
         if fields.get("kind") in _KINDS_WITH_PARAMETERS:
             tensors.setdefault(_PARAMETERS, {})
         return _adapter().validate_python({**fields, **tensors})
     except ValidationError as exc:
         raise ProtocolError(f"not a valid message: {_first_mistake(exc)}") from exc
-    except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError, TypeError) as exc:
+    except (ValueError, KeyError, RuntimeError, TypeError) as exc:
         raise ProtocolError(f"the tensors of the message cannot be read: {exc}") from exc
 
 
-def peek(blob: bytes) -> Message:
+def peek(parcel: Parcel) -> Message:
     """Give the message without its tensors: `parameters`, where it has any, is empty.
 
     For who decides on a message and passes its bytes on; whether the tensors can be read is found
@@ -95,22 +227,13 @@ def peek(blob: bytes) -> Message:
     Raises:
         ProtocolError: The fields are not those of a message of this version.
     """
-    fields = _read_fields(blob)
+    _, fields = _read_head(parcel.head)
     if fields.get("kind") in _KINDS_WITH_PARAMETERS:
         fields[_PARAMETERS] = {}
     try:
         return _adapter().validate_python(fields)
     except ValidationError as exc:
         raise ProtocolError(f"not a valid message: {_first_mistake(exc)}") from exc
-
-
-def head_bytes(blob: bytes) -> int:
-    """Give the length of a message's head: all but its tensors, which are the rest.
-
-    Raises:
-        ProtocolError: It is no message.
-    """
-    return _LENGTH_BYTES + _require_size(blob)
 
 
 def is_kind(message: Message, kind: type[M]) -> TypeGuard[M]:
@@ -123,22 +246,111 @@ def _kind_name(name: str) -> str:
     return str(get_args(get_type_hints(getattr(messages, name))["kind"])[0])
 
 
-def _independent(tensors: Parameters) -> Parameters:
-    """Contiguous tensors that share no memory: safetensors refuses views of one another."""
-    seen: set[int] = set()
-    result: Parameters = {}
-    for name, tensor in tensors.items():
-        if tensor.is_complex():
-            message = f"a tensor may not be complex; {name!r} is"
+def _head(fields: Mapping[str, Any], entries: Mapping[str, Any]) -> bytes:
+    said = json.dumps({"version": VERSION, "fields": fields}, allow_nan=False, sort_keys=True)
+    header = json.dumps(
+        {_METADATA: {_MESSAGE: said}, **entries}, ensure_ascii=False, separators=(",", ":")
+    ).encode()
+    header += b" " * (-len(header) % _ALIGNMENT)
+    if len(header) > MAX_HEADER_BYTES:
+        message = f"its header has {len(header)} bytes, more than {MAX_HEADER_BYTES}"
+        raise ValueError(message)
+    return len(header).to_bytes(_LENGTH_BYTES, "little") + header
+
+
+def _pack(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, Any], bytearray]:
+    """Give how a head describes the tensors, and their bytes.
+
+    Raises:
+        ValueError: A tensor cannot travel.
+    """
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
+    entries: dict[str, Any] = {}
+    body = bytearray(sum(tensor.numel() * tensor.element_size() for _, tensor in ordered))
+    view, begin = memoryview(body), 0
+    for name, tensor in ordered:
+        plain = _plain(name, tensor)
+        end = begin + plain.nbytes
+        entries[name] = {
+            "dtype": _DTYPE_NAMES[plain.dtype],
+            "shape": list(plain.shape),
+            "data_offsets": [begin, end],
+        }
+        if end > begin:
+            view[begin:end] = plain.reshape(-1).view(torch.uint8).numpy().data
+        begin = end
+    return entries, body
+
+
+def _plain(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """Give the tensor as its bytes stand in memory, one after the other.
+
+    Raises:
+        ValueError: It has none.
+    """
+    if tensor.dtype not in _DTYPE_NAMES or tensor.layout is not torch.strided or tensor.is_meta:
+        message = (
+            f"{name!r} is {tensor.dtype}, {tensor.layout}, on {tensor.device}; what can travel are "
+            f"dense tensors of {', '.join(_DTYPES)}"
+        )
+        raise ValueError(message)
+    # A view may say "negated" instead of being it; what travels are the bytes alone.
+    return tensor.detach().cpu().resolve_neg().contiguous()
+
+
+def _unpack(header: Mapping[str, Any], body: Buffer) -> Parameters:
+    """Give the tensors of `body`, in its memory.
+
+    Raises:
+        ValueError: They do not fill it exactly, one after the other.
+    """
+    memory = _as_tensor(body)
+    tensors: Parameters = {}
+    end = 0
+    entries = [(name, entry) for name, entry in header.items() if name != _METADATA]
+    for name, entry in sorted(entries, key=lambda item: _whole(item[1]["data_offsets"])):
+        dtype, shape, begin = _DTYPES[entry["dtype"]], _whole(entry["shape"]), end
+        end += math.prod(shape) * dtype.itemsize
+        if entry["data_offsets"] != [begin, end] or end > len(memory):
+            message = f"the bytes of {name!r} are not where they must be"
             raise ValueError(message)
-        # A view may say "negated" instead of being it; safetensors reads the bytes alone.
-        plain = tensor.detach().resolve_neg().contiguous()
-        storage = plain.untyped_storage()
-        if storage.data_ptr() in seen or storage.nbytes() != plain.nbytes:
-            plain = plain.clone()
-        seen.add(plain.untyped_storage().data_ptr())
-        result[name] = plain
-    return result
+        tensors[name] = memory[begin:end].view(dtype).reshape(shape)
+    if end != len(memory):
+        message = f"its body has {len(memory)} bytes, and its tensors {end}"
+        raise ValueError(message)
+    return tensors
+
+
+def _as_tensor(body: Buffer) -> torch.Tensor:
+    """Give the bytes as a tensor in the same memory, where a tensor can lie in it."""
+    if not len(body):
+        return torch.empty(0, dtype=torch.uint8)
+    can_be_written = not memoryview(body).readonly  # PyTorch knows no other tensors
+    memory = torch.frombuffer(body if can_be_written else bytearray(body), dtype=torch.uint8)
+    return memory if memory.data_ptr() % _ALIGNMENT == 0 else memory.clone()
+
+
+def _whole(numbers: object) -> list[int]:
+    """Give the numbers of a list of whole ones.
+
+    Raises:
+        ValueError: It holds others.
+    """
+    if not isinstance(numbers, list) or any(
+        type(number) is not int or not 0 <= number <= MAX_MESSAGE_BYTES for number in numbers
+    ):
+        message = "shapes and offsets are lists of whole numbers"
+        raise ValueError(message)
+    return numbers
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Give the object of these pairs; of a name that comes twice each reader takes another."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        message = "a name comes twice"
+        raise ValueError(message)
+    return found
 
 
 def _by_field(tensors: Parameters) -> dict[str, Parameters]:
@@ -157,10 +369,12 @@ def _by_field(tensors: Parameters) -> dict[str, Parameters]:
     return fields
 
 
-def _read_fields(blob: bytes) -> dict[str, Any]:
-    header_bytes = _require_size(blob)
+def _read_head(head: Buffer) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Give the header, and the message's fields in it."""
+    header_bytes = _header_bytes(head)
     try:
-        header = json.loads(blob[_LENGTH_BYTES : _LENGTH_BYTES + header_bytes])
+        said = bytes(head[_LENGTH_BYTES : _LENGTH_BYTES + header_bytes])
+        header = json.loads(said, object_pairs_hook=_once_each)
         envelope = json.loads(header[_METADATA][_MESSAGE])
         version = envelope["version"]
         if version != VERSION:
@@ -175,17 +389,21 @@ def _read_fields(blob: bytes) -> dict[str, Any]:
         raise ProtocolError("not a message: its header cannot be read") from exc
     if not isinstance(fields, dict) or not fields.keys().isdisjoint(_TENSOR_FIELDS):
         raise ProtocolError("not a message: its header holds no plain fields")
-    return fields
+    return header, fields
 
 
-def _require_size(blob: bytes) -> int:
+def _header_bytes(blob: Buffer) -> int:
     """Give the length of the header; both it and the message must be within the limits."""
-    if not _LENGTH_BYTES < len(blob) <= MAX_MESSAGE_BYTES:
-        raise ProtocolError(f"not a message: {len(blob)} bytes")
+    _require_size(len(blob))
     header_bytes = int.from_bytes(blob[:_LENGTH_BYTES], "little")
     if header_bytes > min(MAX_HEADER_BYTES, len(blob) - _LENGTH_BYTES):
         raise ProtocolError(f"not a message: its header claims {header_bytes} bytes")
     return header_bytes
+
+
+def _require_size(size_bytes: int) -> None:
+    if not _LENGTH_BYTES < size_bytes <= MAX_MESSAGE_BYTES:
+        raise ProtocolError(f"not a message: {size_bytes} bytes")
 
 
 def _require_known(header: dict[str, Any], envelope: dict[str, Any]) -> None:

@@ -67,15 +67,22 @@ class PlanRow(Table):
 
 
 class ReplyRow(Table):
-    """The bytes that answered a request, so that asking again neither trains nor spends again."""
+    """What answered a request, so that asking again neither trains nor spends again.
 
-    __tablename__ = "replies"
+    `request` is the request's name and `body_hash` the reply's body's (see `core.wire`). A large
+    body lies in `file`, and `body` is empty.
+    """
+
+    __tablename__ = "answers"
 
     plan_id: Mapped[str] = mapped_column(ForeignKey("plans.plan_id"), primary_key=True)
     round_num: Mapped[int] = mapped_column(primary_key=True)
     kind: Mapped[str] = mapped_column(primary_key=True)
-    request_sha256: Mapped[str]
-    reply: Mapped[bytes] = mapped_column(LargeBinary)
+    request: Mapped[str]
+    head: Mapped[bytes] = mapped_column(LargeBinary)
+    body: Mapped[bytes] = mapped_column(LargeBinary)
+    body_hash: Mapped[bytes] = mapped_column(LargeBinary)
+    file: Mapped[str | None] = mapped_column(default=None)
 
 
 class StateRow(Table):

@@ -7,12 +7,13 @@ refuses any other. Within them, only the metrics named below may stand.
 from core import wire
 from core.exceptions import SecurityError
 from core.messages import Message
+from core.wire import Parcel
 
 _KINDS = frozenset({"update", "evaluation", "sensor_statistics", "failure"})
 _METRICS = frozenset({"train_loss", "fit_s"})
 
 
-def released(reply: bytes, *, site_id: str) -> Message:
+def released(reply: Parcel, *, site_id: str) -> Message:
     """Give the trainer's reply, without its tensors, when it may leave the site.
 
     Raises:

@@ -1,23 +1,37 @@
-"""Stored replies: a request that was answered is answered the same way, without the work."""
+"""Stored replies: a request that was answered is answered the same way, without the work.
 
-from typing import TypedDict
+A small body lies in the ledger. A large one lies in a file beside it, because the ledger takes ten
+times as long over it: the file is written before the ledger's row, over that of an older round,
+whose room it takes. The row has its hash. So a body that a power cut left unfinished is none, and
+the round is trained again, to the same parameters.
+"""
+
+import os
+from pathlib import Path
+from typing import Final, TypedDict
 
 from sqlalchemy import Connection, bindparam, delete, insert, select
 
+from core.exceptions import DataSiteError
+from core.wire import Buffer, Parcel, content_hash
 from datasite.ledger import Ledger, ReplyRow, Table
 
-_ROUNDS_KEPT = 2
+_ROUNDS_KEPT: Final = 2
 """A resumed run asks for the round it was in or the one before; older replies are dropped."""
 
+_PLANS_KEPT: Final = 8
+"""Whose large replies are kept: of those that trained last."""
 
-class StoredReply(TypedDict):
-    """A reply with what it answered; the columns of `ReplyRow`."""
+_LARGE_BYTES: Final = 1 << 18
+
+
+class Answers(TypedDict):
+    """Which request a reply answers; `request` is its name."""
 
     plan_id: str
     round_num: int
     kind: str
-    request_sha256: str
-    reply: bytes
+    request: str
 
 
 class Replies:
@@ -25,31 +39,93 @@ class Replies:
 
     Args:
         ledger: Where they are kept.
+        folder: Where large ones are; made when the first comes.
+        site_id: Named in errors.
     """
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, folder: Path, *, site_id: str) -> None:
         self._ledger = ledger
+        self._folder = folder
+        self._site_id = site_id
 
-    def find(self, plan_id: str, round_num: int, kind: str, request_sha256: str) -> bytes | None:
+    def find(self, answers: Answers) -> Parcel | None:
         """Give the reply to this very request, or None when it was not answered yet."""
-        key = {"plan_id": plan_id, "round_num": round_num, "kind": kind}
-        found = self._ledger.rows(_ANSWER, **key, request_sha256=request_sha256)
-        return bytes(found[0].reply) if found else None
+        rows = self._ledger.rows(_ANSWER, **answers)
+        if not rows:
+            return None
+        row = rows[0]
+        body = row.body if row.file is None else self._read(row.file)
+        if content_hash(body) != row.body_hash:
+            return None
+        return Parcel(bytes(row.head), body, bytes(row.body_hash))
 
-    @staticmethod
-    def keep(connection: Connection, reply: StoredReply) -> None:
-        """Store a reply within the caller's transaction, instead of one to another request."""
-        connection.execute(_REPLACE, dict(reply))
-        oldest = reply["round_num"] - _ROUNDS_KEPT
-        connection.execute(
-            _FORGET, {"of_plan": reply["plan_id"], "of_kind": reply["kind"], "oldest": oldest}
-        )
+    def keep(self, connection: Connection, answers: Answers, reply: Parcel) -> None:
+        """Store a reply within the caller's transaction, instead of one to another request.
+
+        Raises:
+            DataSiteError: There is no room for it.
+        """
+        is_large = len(reply.body) > _LARGE_BYTES
+        file = self._write(answers, reply.body) if is_large else None
+        row = {
+            **answers,
+            "head": reply.head,
+            "body": b"" if is_large else bytes(reply.body),
+            "body_hash": reply.body_hash,
+            "file": file,
+        }
+        connection.execute(_REPLACE, row)
+        oldest = answers["round_num"] - _ROUNDS_KEPT
+        values = {"of_plan": answers["plan_id"], "of_kind": answers["kind"], "oldest": oldest}
+        connection.execute(_FORGET, values)
+
+    def _write(self, answers: Answers, body: Buffer) -> str:
+        """Write a body over that of a round whose row goes; the file's name."""
+        slot = answers["round_num"] % (_ROUNDS_KEPT + 1)
+        name = f"{answers['plan_id'][:32]}-{answers['kind']}-{slot}"
+        try:
+            self._make_room(name)
+            descriptor = os.open(self._folder / name, os.O_WRONLY | os.O_CREAT, 0o600)
+            try:
+                view = memoryview(body)
+                while view:
+                    view = view[os.write(descriptor, view) :]
+                os.ftruncate(descriptor, len(body))
+            finally:
+                os.close(descriptor)
+        except OSError as exc:
+            raise DataSiteError(
+                f"{self._site_id}: the reply cannot be kept in {self._folder}: {exc.strerror}",
+                site_id=self._site_id,
+            ) from exc
+        return name
+
+    def _make_room(self, name: str) -> None:
+        """Remove the files of the plans that trained the longest ago, before a new plan's first."""
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        if (self._folder / name).exists():
+            return
+        files = sorted(self._folder.iterdir(), key=lambda file: file.stat().st_mtime, reverse=True)
+        plans = list(dict.fromkeys(_plan_of(file.name) for file in files))
+        kept = {_plan_of(name), *plans[: _PLANS_KEPT - 1]}
+        for file in files:
+            if _plan_of(file.name) not in kept:
+                file.unlink()
+
+    def _read(self, name: str) -> bytes:
+        try:
+            return (self._folder / name).read_bytes()
+        except OSError:
+            return b""  # which is not what the row names
+
+
+def _plan_of(name: str) -> str:
+    return name.split("-", maxsplit=1)[0]
 
 
 _TABLE = Table.metadata.tables[ReplyRow.__tablename__]
-_ANSWER = select(_TABLE.c.reply).where(
-    *(_TABLE.c[name] == bindparam(name) for name in ("plan_id", "round_num", "kind")),
-    _TABLE.c.request_sha256 == bindparam("request_sha256"),
+_ANSWER = select(_TABLE.c.head, _TABLE.c.body, _TABLE.c.body_hash, _TABLE.c.file).where(
+    *(_TABLE.c[name] == bindparam(name) for name in ("plan_id", "round_num", "kind", "request"))
 )
 _REPLACE = insert(_TABLE).prefix_with("OR REPLACE")
 _FORGET = delete(_TABLE).where(

@@ -17,6 +17,7 @@ from loguru import logger
 from starlette.types import Receive, Scope, Send
 
 from core.exceptions import ConfigurationError, DataSiteError, ProtocolError
+from core.wire import Parcel
 from datasite import session_route
 from datasite.caller import Caller, Role
 from datasite.identity import Identity, require_email, require_strong_password
@@ -73,7 +74,7 @@ class PySyftServer:
         port: int,
         operator_email: str,
         operator_password: str,
-        handle: Callable[[bytes, Caller], bytes],
+        handle: Callable[[Parcel, Caller], Parcel],
         tls: "SiteTls | None" = None,
         on_ready: Callable[[], None] = _nobody_asks,
         on_refused: Callable[[str, str], None] = _log_refusal,
@@ -114,7 +115,7 @@ class PySyftServer:
             identity=identity,
             operator_email=self._email,
             operator_password=self._password,
-            handle=self._handle,
+            handle=lambda request, caller: self._handle(Parcel.of(request), caller).joined(),
             on_refused=self._on_refused,
         )
 

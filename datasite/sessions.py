@@ -23,6 +23,11 @@ _MOST_OF_ACCOUNT: Final = 16
 _MOST_REFUSALS: Final = 16
 """A session in which so much was refused ends: what is refused is written down each time."""
 
+_MOST_BODIES_BYTES: Final = 1 << 29
+"""Of all sessions together; beyond it those unused the longest let go of theirs."""
+
+_NO_BODY: Final = (b"", b"")
+
 _WINDOW: Final = 1024
 """How far behind the highest counter one may come in, as requests of several threads do."""
 
@@ -35,7 +40,7 @@ class Session:
         caller_key: The PySyft verify key of the account that opened it, as text.
         email: That account's, for the audit log.
         keys: Of the messages in both directions.
-        body: The last request's body and its SHA-256; sent again, it need not travel.
+        body: The hash of the last request's body, and that body; sent again, it need not travel.
     """
 
     def __init__(
@@ -45,7 +50,7 @@ class Session:
         self.caller_key = caller_key
         self.email = email
         self.keys = keys
-        self.body: tuple[bytes, bytes] = (b"", b"")
+        self.body: tuple[bytes, bytes | bytearray] = _NO_BODY
         self.refusals = 0
         self._ends_at = ends_at
         self._highest = 0
@@ -89,6 +94,7 @@ class Sessions:
         self._lifetime_s = lifetime_s
         self._clock = clock
         self._open: OrderedDict[str, Session] = OrderedDict()
+        self._with_bodies: OrderedDict[str, Session] = OrderedDict()
         self._changing = threading.Lock()
 
     def open(self, caller_public: bytes, *, caller_key: str, email: str) -> dict[str, str | float]:
@@ -145,7 +151,25 @@ class Sessions:
     def end(self, session_id: str) -> None:
         """End a session; nothing happens without one."""
         with self._changing:
-            self._open.pop(session_id, None)
+            self._forget(session_id)
+
+    def keep_body(self, session: Session, body_hash: bytes, body: bytes | bytearray) -> None:
+        """Keep the body of the session's last request, in place of the one before."""
+        with self._changing:
+            if session.session_id not in self._open:
+                return
+            session.body = (body_hash, body)
+            self._with_bodies[session.session_id] = session
+            self._with_bodies.move_to_end(session.session_id)
+            held = sum(len(other.body[1]) for other in self._with_bodies.values())
+            while held > _MOST_BODIES_BYTES and len(self._with_bodies) > 1:
+                _, oldest = self._with_bodies.popitem(last=False)
+                held -= len(oldest.body[1])
+                oldest.body = _NO_BODY
+
+    def _forget(self, session_id: str) -> None:
+        self._open.pop(session_id, None)
+        self._with_bodies.pop(session_id, None)
 
     def _make_room(self, caller_key: str) -> None:
         now = self._clock()
@@ -153,6 +177,6 @@ class Sessions:
         over = [s.session_id for s in self._open.values() if s.has_ended(now)]
         over += own[: max(0, len(own) + 1 - _MOST_OF_ACCOUNT)]
         for session_id in over:
-            self._open.pop(session_id, None)
+            self._forget(session_id)
         while len(self._open) >= _MOST:
-            self._open.popitem(last=False)
+            self._forget(next(iter(self._open)))

@@ -1,11 +1,10 @@
-"""The datasite itself: `handle(request: bytes, caller) -> bytes`, and what stands behind it.
+"""The datasite itself: `handle(request, caller) -> reply`, and what stands behind it.
 
-It knows nothing of PySyft: `datasite.server` carries the bytes and says who called. One request:
+It knows nothing of PySyft: `datasite.serving` carries the bytes and says who called. One request:
 
-    decode -> who may -> plan -> answered already? -> trainer -> release -> ledger -> bytes
+    head -> who may -> plan -> answered already? -> trainer -> release -> ledger -> reply
 """
 
-import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -46,6 +45,7 @@ from core.messages import (
 from core.models import available_models
 from core.schema import DataSchema
 from core.version import VERSION
+from core.wire import Parcel
 from datasite import audit
 from datasite.caller import Caller
 from datasite.configuration import SiteConfig
@@ -55,7 +55,7 @@ from datasite.plans import Plan, Plans
 from datasite.records import OPERATOR, Records
 from datasite.registry import Dataset, Registry
 from datasite.release import released
-from datasite.replies import Replies, StoredReply
+from datasite.replies import Answers, Replies
 from datasite.states import NOTHING, States
 from datasite.trainer import Trainer, TrainerProcess
 from datasite.training.objectives import available_algorithms
@@ -113,7 +113,7 @@ class FactoryDataSite(DataSiteInterface):
         records = Records.open(config)
         self._opened.callback(records.ledger.close)
         self.ledger, self.registry, self.plans = records.ledger, records.registry, records.plans
-        self._replies = Replies(self.ledger)
+        self._replies = Replies(self.ledger, config.state / "replies", site_id=config.site_id)
         self._states = States(self.ledger, site_id=config.site_id)
         self._trainer = self._start_trainer(config)
         self._opened.callback(self._trainer.close)
@@ -191,7 +191,7 @@ class FactoryDataSite(DataSiteInterface):
             ],
         )
 
-    def handle(self, request: bytes, caller: Caller) -> bytes:
+    def handle(self, request: Parcel, caller: Caller) -> Parcel:
         """Answer one request; what goes wrong is an answer too, a `Failure`.
 
         An error of ours is told as it is. Any other is told by its class alone, since its text may
@@ -213,7 +213,7 @@ class FactoryDataSite(DataSiteInterface):
         plan_id = cast("dict[str, str]", message).get("plan_id")
         return self._refuse(caller, message["kind"], plan_id, error)
 
-    def _answer(self, message: Message, request: bytes, caller: Caller) -> bytes:
+    def _answer(self, message: Message, request: Parcel, caller: Caller) -> Parcel:
         match message["kind"]:
             case "describe":
                 return wire.encode(self.describe())
@@ -244,7 +244,7 @@ class FactoryDataSite(DataSiteInterface):
                     site_id=site_id,
                 )
 
-    def _work(self, message: WorkRequest, request: bytes, caller: Caller) -> bytes:
+    def _work(self, message: WorkRequest, request: Parcel, caller: Caller) -> Parcel:
         plan = self.plans.require_approved(message["plan_id"], caller)
         if message["kind"] != "statistics":
             self.plans.require_covers(plan, message)
@@ -259,27 +259,20 @@ class FactoryDataSite(DataSiteInterface):
         return done.reply
 
     def _train(
-        self, plan: Plan, job: Job, message: TrainRequest, request: bytes, caller: Caller
-    ) -> bytes:
+        self, plan: Plan, job: Job, message: TrainRequest, request: Parcel, caller: Caller
+    ) -> Parcel:
         """Train, or give the stored reply when this very request was answered before."""
         plan_id, round_num = plan.plan_id, message["round_num"]
-        sha256 = hashlib.sha256(request).hexdigest()
+        answers = Answers(plan_id=plan_id, round_num=round_num, kind="train", request=request.name)
         with self._turn(self._allowed_s(message)):
-            stored = self._replies.find(plan_id, round_num, "train", sha256)
+            stored = self._replies.find(answers)
             if stored is not None:
                 return stored
             state = self._state(plan, message)
             reply, done = self._perform(Assignment(job, request, state), message)
             with self.ledger.transaction() as connection:
                 if reply["kind"] == "update":
-                    answered = StoredReply(
-                        plan_id=plan_id,
-                        round_num=round_num,
-                        kind="train",
-                        request_sha256=sha256,
-                        reply=done.reply,
-                    )
-                    self._replies.keep(connection, answered)
+                    self._replies.keep(connection, answers, done.reply)
                     if done.state:
                         follows = message.get("state_round", NOTHING)
                         self._states.keep(
@@ -345,7 +338,7 @@ class FactoryDataSite(DataSiteInterface):
 
     def _refuse(
         self, caller: Caller, action: str, plan_id: str | None, error: FederatedLearningError
-    ) -> bytes:
+    ) -> Parcel:
         """Write the refusal down and give it as an answer."""
         failure = as_failure(error, site_id=self.config.site_id)
         try:

@@ -16,6 +16,8 @@ import torch
 from loguru import logger
 
 from core.exceptions import DataSiteError
+from core.wire import Parcel
+from datasite.mailbox import Mailbox
 from datasite.training.work import Assignment, Done, Worker, perform
 
 _START_S: Final = 120.0
@@ -106,12 +108,18 @@ class TrainerProcess:
 
 
 class _Child:
-    """One trainer process with its two pipes."""
+    """One trainer process: a pipe for what is to be done, mailboxes for what it is done with."""
 
     def __init__(self, threads: int) -> None:
         self._pipe, jobs_end = Pipe()
+        self._asked, self._answered = Mailbox.new(), Mailbox.new()
         lifeline_end, self._lifeline = os.pipe()
-        descriptors = (jobs_end.fileno(), lifeline_end)
+        descriptors = (
+            jobs_end.fileno(),
+            lifeline_end,
+            self._asked.descriptor,
+            self._answered.descriptor,
+        )
         self.process = subprocess.Popen(  # noqa: S603 - our own module, fixed arguments
             [sys.executable, "-m", "datasite.training", *map(str, descriptors), str(threads)],
             pass_fds=descriptors,
@@ -132,12 +140,14 @@ class _Child:
                 raise TimeoutError(f"did not start within {_START_S:g} s")
             pipe.recv_bytes()
             self._started = True
-        pipe.send_bytes(json.dumps(assignment.job).encode())
-        pipe.send_bytes(assignment.request)
-        pipe.send_bytes(assignment.state)
+        request = assignment.request
+        lengths = self._asked.put((request.head, request.body, assignment.state))
+        pipe.send_bytes(json.dumps([assignment.job, lengths]).encode())
         if not pipe.poll(deadline_s):
             raise TimeoutError(f"was stopped at its deadline of {deadline_s:g} s")
-        return Done(pipe.recv_bytes(), pipe.recv_bytes())
+        head, body, state = self._answered.parts(json.loads(pipe.recv_bytes()))
+        # Copied, because the reply may still be on its way when the next is put in.
+        return Done(Parcel(bytes(head), bytearray(body)), bytes(state))
 
     def stop(self) -> None:
         """End the process now and reap it."""
@@ -145,4 +155,6 @@ class _Child:
             self.process.kill()
             self.process.wait()
             self._pipe.close()
+            self._asked.close()
+            self._answered.close()
             os.close(self._lifeline)

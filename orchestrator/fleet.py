@@ -1,11 +1,10 @@
-"""The sites of a run, asked all at once: one thread a site, retries where another try may help."""
+"""The sites of a run, asked all at once, with retries where another try may help."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from queue import SimpleQueue
-from threading import Thread
-from typing import Any, Generic, TypeVar
+from functools import partial
+from typing import Generic, TypeVar
 
 from loguru import logger
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
@@ -18,12 +17,12 @@ from core.exceptions import (
     WaitExpiredError,
 )
 from orchestrator.communication.base import SiteCommunication
+from orchestrator.crew import Crew
 from orchestrator.federation import SiteAddress
+from orchestrator.room import Room
 
 T = TypeVar("T")
-
-_Errand = tuple[Future[Any], Callable[[], Any]]
-"""What a site's thread is to do, and where what came of it goes."""
+K = TypeVar("K")
 
 _FIRST_WAIT_S = 0.2
 _LONGEST_WAIT_S = 5.0
@@ -70,7 +69,9 @@ class Fleet:
         self.communication = communication
         self._addresses = {site.site_id: site for site in sites}
         self._attempts = attempts
-        self._errands: dict[str, SimpleQueue[_Errand | None]] = {}
+        self._crew = Crew(communication.most_at_once)
+        self._room = Room()
+        communication.admit = self._room.enter
 
     @property
     def site_ids(self) -> list[str]:
@@ -87,39 +88,52 @@ class Fleet:
         return self.ask(self.site_ids, log_in)
 
     def ask(self, site_ids: Iterable[str], question: Callable[[str], T]) -> Answers[T]:
-        """Put `question` to each site in a thread of its own, and wait for all."""
-        futures = {site_id: self._put(question, site_id) for site_id in sorted(set(site_ids))}
-        while wait(futures.values(), timeout=_SIGNALS_S).not_done:
-            pass
-        ok: dict[str, T] = {}
+        """Put `question` to each site, to all at once, and wait for all."""
+        return self.take(site_ids, question, lambda _site_id, answer: answer)
+
+    def take(
+        self,
+        site_ids: Iterable[str],
+        question: Callable[[str], T],
+        taken: Callable[[str, T], K],
+    ) -> Answers[K]:
+        """Put `question` to each site, to all at once, and take the answers in one by one.
+
+        Args:
+            site_ids: Whom to ask.
+            question: Asks one site; called in a thread.
+            taken: Given each answer in the order of the sites' names, by the caller's thread; what
+                it gives is kept in the answer's place, which then is let go of.
+        """
+        ordered = sorted(set(site_ids))
+        self._room.expect(ordered)
+        futures = {
+            site_id: self._crew.put(partial(self._persistently, question, site_id))
+            for site_id in ordered
+        }
+        ok: dict[str, K] = {}
         failed: dict[str, FederatedLearningError] = {}
-        for site_id, future in futures.items():
-            try:
-                ok[site_id] = future.result()
-            except FederatedLearningError as exc:
-                failed[site_id] = exc
+        try:
+            for turn, site_id in enumerate(ordered):
+                self._room.call(site_id)
+                try:
+                    answer = _result(futures.pop(site_id))
+                except FederatedLearningError as exc:
+                    failed[site_id] = exc
+                    continue
+                for following in ordered[turn + 1 : turn + 2]:  # is read while this one is taken in
+                    self._room.call(following)
+                ok[site_id] = taken(site_id, answer)
+                del answer
+        finally:
+            self._room.expect(())  # nobody waits for a turn that does not come
         return Answers(ok=ok, failed=failed)
 
     def close(self) -> None:
         """Disconnect from every site; requests under way are not waited for."""
-        for errands in self._errands.values():
-            errands.put(None)
-        self._errands.clear()
+        self._crew.close()
         for site_id in self.communication.connected:
             self.communication.disconnect_from_datasite(site_id)
-
-    def _put(self, question: Callable[[str], T], site_id: str) -> Future[T]:
-        """Hand `question` to the site's own thread, which is started with the first."""
-        if site_id not in self._errands:
-            self._errands[site_id] = SimpleQueue()
-            # A pool's threads are waited for at the end of the process: after Ctrl-C, for as long
-            # as the slowest site takes. A daemon is not.
-            Thread(
-                target=_run_errands, args=(self._errands[site_id],), name=site_id, daemon=True
-            ).start()
-        future: Future[T] = Future()
-        self._errands[site_id].put((future, lambda: self._persistently(question, site_id)))
-        return future
 
     def _persistently(self, question: Callable[[str], T], site_id: str) -> T:
         attempts = Retrying(
@@ -137,13 +151,14 @@ class Fleet:
         return attempts(question, site_id)
 
 
-def _run_errands(errands: SimpleQueue[_Errand | None]) -> None:
-    while (errand := errands.get()) is not None:
-        future, work = errand
+def _result(future: Future[T]) -> T:
+    """Wait for the result, in steps, so that Ctrl-C is seen whenever it comes."""
+    while True:
         try:
-            future.set_result(work())
-        except BaseException as exc:  # noqa: BLE001 - raised where the answer is read
-            future.set_exception(exc)
+            return future.result(timeout=_SIGNALS_S)
+        except TimeoutError:
+            if future.done():
+                raise
 
 
 def _is_retryable(error: BaseException) -> bool:

@@ -14,10 +14,13 @@ from core.messages import (
     ModelSpec,
     Preprocessing,
 )
-from orchestrator.algorithms import Algorithm
+from core.wire import Packed
+from orchestrator.algorithms import Algorithm, Gathering
 from orchestrator.fleet import Answers, Fleet
 from orchestrator.metrics import MetricsCollector
 from orchestrator.participation import Participation
+
+_TENSORS = {"parameters", "control"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,17 +68,18 @@ def run_round(
     """
     begin = time.perf_counter()
     drawn = context.participation.draw(context.participants, seed=context.seed, round_num=round_num)
-    answers = train_at_sites(round_num, drawn, context, algorithm)
+    gathered = algorithm.gather()
+    answers = train_at_sites(round_num, drawn, context, algorithm, gathered)
     fewest = context.min_sites or len(drawn)
     answers.require(fewest, what=f"round {round_num}", round_num=round_num)
-    updates = list(answers.ok.values())
     trained = time.perf_counter()
 
-    algorithm.update_algorithm_state(updates)
+    algorithm.commit(gathered)
+    del gathered
     model.set_parameters(algorithm.parameters)
     aggregated = time.perf_counter()
 
-    record = collector.collect_round_metrics(round_num, model, updates)
+    record = collector.collect_round_metrics(round_num, model, list(answers.ok.values()))
     record["aggregation"] = {
         "method": algorithm.aggregator.method,
         "sites": dict(algorithm.last_shares),
@@ -91,12 +95,22 @@ def run_round(
 
 
 def train_at_sites(
-    round_num: int, site_ids: Sequence[str], context: RoundContext, algorithm: Algorithm
+    round_num: int,
+    site_ids: Sequence[str],
+    context: RoundContext,
+    algorithm: Algorithm,
+    gathered: Gathering,
 ) -> Answers[dict[str, Any]]:
-    """Send the global model to these sites and give their updates; one that does not fit failed."""
-    config = algorithm.configure_client_training(round_num)
+    """Send the global model to these sites and gather their updates; one that does not fit failed.
 
-    def train(site_id: str) -> dict[str, Any]:
+    Returns:
+        The updates without their tensors, which were added to `gathered` and are not kept.
+    """
+    config = algorithm.configure_client_training(round_num)
+    config.pop("control", None)  # it is part of what is broadcast
+    model = algorithm.broadcast()
+
+    def train(site_id: str) -> tuple[ClientUpdate, float]:
         if site_id not in context.plan_ids:
             raise PlanError(
                 f"{site_id}: has approved no plan of this run: it was not reached when the run "
@@ -104,7 +118,7 @@ def train_at_sites(
                 site_id=site_id,
             )
         communication = context.fleet.communication
-        communication.send_model(algorithm.parameters, site_id)
+        communication.send_model(model, site_id)
         update = communication.request_training(
             {
                 "plan_id": context.plan_ids[site_id],
@@ -117,23 +131,28 @@ def train_at_sites(
             },
             site_id,
         )
-        algorithm.require_valid(cast("ClientUpdate", update))
+        delta_norm = algorithm.require_valid(cast("ClientUpdate", update))
         if update["num_samples"] > context.rows[site_id]:
             raise AggregationError(
                 f"{site_id}: claims {update['num_samples']} samples, "
                 f"has registered {context.rows[site_id]} rows",
                 site_id=site_id,
             )
-        return update
+        return cast("ClientUpdate", update), delta_norm
 
-    return context.fleet.ask(site_ids, train)
+    def add(_site_id: str, answer: tuple[ClientUpdate, float]) -> dict[str, Any]:
+        update, delta_norm = answer
+        gathered.add(update, delta_norm)
+        return {name: value for name, value in update.items() if name not in _TENSORS}
+
+    return context.fleet.take(site_ids, train, add)
 
 
 def evaluate_at_sites(
     round_num: int, model: ModelInterface, context: RoundContext
 ) -> Answers[EvaluationReport]:
     """Have every site of the federation score `model`."""
-    parameters = model.get_parameters()
+    parameters = Packed(model.get_parameters())
 
     def evaluate(site_id: str) -> EvaluationReport:
         request = EvaluateRequest(

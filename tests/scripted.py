@@ -13,6 +13,7 @@ from pathlib import Path
 
 from core import wire
 from core.messages import Message
+from core.wire import Parcel
 
 SITE = "factory-1"
 
@@ -29,12 +30,12 @@ class ScriptedSite:
         self._next_reply = folder / "next_reply"
         self.forget()
 
-    def __call__(self, request: bytes, email: str) -> bytes:
+    def __call__(self, request: Parcel, email: str) -> Parcel:
         """Answer one request."""
         with self._callers.open("a", encoding="utf-8") as callers:
             callers.write(f"{email}\n")
         if self._next_reply.exists():
-            return self._next_reply.read_bytes()
+            return Parcel.of(self._next_reply.read_bytes())
         message = wire.decode(request)
         if message["kind"] != "train":
             raise AssertionError(message["kind"])
@@ -57,7 +58,7 @@ class ScriptedSite:
 
     def will_answer(self, message: Message | bytes) -> None:
         """Lay the answer to the next requests ready."""
-        blob = message if isinstance(message, bytes) else wire.encode(message)
+        blob = message if isinstance(message, bytes) else wire.encode(message).joined()
         self._next_reply.write_bytes(blob)
 
     def forget(self) -> None:

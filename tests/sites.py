@@ -10,6 +10,7 @@ from core import wire
 from core.codehash import installed_code_hash
 from core.messages import Message, Parameters
 from core.models import initial_parameters
+from core.wire import Parcel
 from datasite.caller import Caller, Role
 from datasite.configuration import SiteConfig
 from datasite.site import FactoryDataSite
@@ -137,8 +138,8 @@ def evaluate_request(plan_id: str, **changes: object) -> dict[str, Any]:
     return {**request, "kind": "evaluate"}
 
 
-def encoded(message: Mapping[str, Any]) -> bytes:
-    """Give the bytes of a message."""
+def encoded(message: Mapping[str, Any]) -> Parcel:
+    """Give a message as it travels."""
     return wire.encode(cast("Message", message))
 
 

@@ -37,6 +37,7 @@ from core.models import TorchModel, load_model
 from core.parameters import require_finite
 from core.schema import DataSchema
 from core.seeds import derive_seed
+from core.wire import Parcel
 from datasite.data.features import make_features
 from datasite.data.statistics import sum_statistics
 from datasite.data.windows import Part, Parts, prepare_parts
@@ -66,12 +67,12 @@ class Assignment(NamedTuple):
 
     Attributes:
         job: Where the data lie.
-        request: The encoded request.
+        request: The request.
         state: What the site keeps for the algorithm, as `Done.state` was; empty for nothing.
     """
 
     job: Job
-    request: bytes
+    request: Parcel
     state: bytes = b""
 
 
@@ -79,11 +80,11 @@ class Done(NamedTuple):
     """What came of it.
 
     Attributes:
-        reply: The encoded reply.
+        reply: What is answered.
         state: To be kept at the site for the algorithm's next round; empty for nothing.
     """
 
-    reply: bytes
+    reply: Parcel
     state: bytes = b""
 
 

@@ -16,7 +16,7 @@ from typing_extensions import TypedDict
 
 from core.exceptions import AggregationError, ConfigurationError
 from core.messages import Parameters
-from core.parameters import as_float64, difference, l2_norm, require_updates
+from core.parameters import as_float64, distance, require_updates
 from orchestrator.aggregation.clipping import clip_factor, shorten
 
 
@@ -27,11 +27,13 @@ class Contribution:
     Attributes:
         parameters: The site's, not the delta.
         weight: How many samples it trained on.
+        delta_norm: How far they are from what it received, where that is known already.
     """
 
     site_id: str
     parameters: Parameters
     weight: float
+    delta_norm: float | None = None
 
 
 class SiteShare(TypedDict):
@@ -61,6 +63,69 @@ class Combined:
     sites: Mapping[str, SiteShare]
 
 
+class Accumulator(ABC):
+    """The contributions of one round, added as they come in, in the order of their sites.
+
+    Args:
+        aggregator: Combines them.
+        received: What all sites started from.
+    """
+
+    def __init__(self, aggregator: "Aggregator", received: Parameters) -> None:
+        self._aggregator = aggregator
+        self._received = received
+        self._told: dict[str, tuple[float, float]] = {}
+
+    def add(self, contribution: Contribution) -> None:
+        """Add one; its parameters are not modified."""
+        norm = contribution.delta_norm
+        if norm is None:
+            norm = distance(contribution.parameters, self._received)
+        factor = clip_factor(norm, self._aggregator.clip_norm)
+        self._told[contribution.site_id] = norm, factor
+        self._add(shorten(contribution.parameters, self._received, factor), contribution.weight)
+
+    def combined(self) -> Combined:
+        """Give all of them as one.
+
+        Raises:
+            AggregationError: They are too few for the method.
+        """
+        require_updates(len(self._told))
+        self._aggregator.require_came(len(self._told))
+        parameters, shares = self._combined()
+        sites = {
+            site_id: SiteShare(share=share, delta_norm=norm, clip_factor=factor)
+            for (site_id, (norm, factor)), share in zip(self._told.items(), shares, strict=True)
+        }
+        return Combined(parameters=parameters, sites=sites)
+
+    @abstractmethod
+    def _add(self, point: Parameters, weight: float) -> None:
+        """Add parameters that are clipped already."""
+
+    @abstractmethod
+    def _combined(self) -> tuple[Parameters, list[float]]:
+        """Give the result and each site's share in it, in the order in which they were added."""
+
+
+class Collected(Accumulator):
+    """Keeps every contribution until the last has come, for methods that compare them."""
+
+    def __init__(self, aggregator: "ComparingAggregator", received: Parameters) -> None:
+        super().__init__(aggregator, received)
+        self._compare = aggregator.compare
+        self._points: list[Parameters] = []
+        self._weights: list[float] = []
+
+    def _add(self, point: Parameters, weight: float) -> None:
+        self._points.append(point)
+        self._weights.append(weight)
+
+    def _combined(self) -> tuple[Parameters, list[float]]:
+        return self._compare([as_float64(point) for point in self._points], self._weights)
+
+
 class Aggregator(BaseModel, ABC):
     """One method of combining; its fields are the options that `experiment.yaml` may set.
 
@@ -83,13 +148,8 @@ class Aggregator(BaseModel, ABC):
     )
 
     @abstractmethod
-    def _combine(
-        self, points: Sequence[Parameters], weights: Sequence[float]
-    ) -> tuple[Parameters, list[float]]:
-        """Give the result and each site's share in it.
-
-        `points` are clipped, in float64, at least `fewest_sites`, and in the order of their sites.
-        """
+    def start(self, received: Parameters) -> Accumulator:
+        """Begin a round in which all sites started from `received`."""
 
     def fewest_sites(self) -> int:
         """Give with how many sites the method still does what it promises."""
@@ -114,25 +174,22 @@ class Aggregator(BaseModel, ABC):
         Raises:
             AggregationError: There are fewer than `fewest_sites`.
         """
-        require_updates(len(contributions))
-        if len(contributions) < self.fewest_sites():
+        round_of = self.start(received)
+        for contribution in sorted(contributions, key=lambda contribution: contribution.site_id):
+            round_of.add(contribution)
+        return round_of.combined()
+
+    def require_came(self, sites: int) -> None:
+        """Do nothing when the updates of `sites` sites can be combined.
+
+        Raises:
+            AggregationError: They are too few.
+        """
+        if sites < self.fewest_sites():
             raise AggregationError(
-                f"{self._shortage()}, and {len(contributions)} sent one: set min_sites to "
+                f"{self._shortage()}, and {sites} sent one: set min_sites to "
                 f"{self.fewest_sites()} or choose another method"
             )
-        ordered = sorted(contributions, key=lambda contribution: contribution.site_id)
-        norms = [l2_norm(difference(site.parameters, received)) for site in ordered]
-        factors = [clip_factor(norm, self.clip_norm) for norm in norms]
-        points = [
-            shorten(as_float64(site.parameters), received, factor)
-            for site, factor in zip(ordered, factors, strict=True)
-        ]
-        parameters, shares = self._combine(points, [site.weight for site in ordered])
-        sites = {
-            site.site_id: SiteShare(share=share, delta_norm=norm, clip_factor=factor)
-            for site, share, norm, factor in zip(ordered, shares, norms, factors, strict=True)
-        }
-        return Combined(parameters=parameters, sites=sites)
 
     @model_serializer(mode="wrap")
     def _with_method(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
@@ -144,3 +201,20 @@ class Aggregator(BaseModel, ABC):
         listed = ", ".join(f"{name}={value}" for name, value in options.items())
         named = f"{method} ({listed})" if listed else method
         return f"aggregation {named} needs the updates of {self.fewest_sites()} sites"
+
+
+class ComparingAggregator(Aggregator):
+    """A method that looks at all contributions together."""
+
+    def start(self, received: Parameters) -> Accumulator:
+        """See `Aggregator.start`."""
+        return Collected(self, received)
+
+    @abstractmethod
+    def compare(
+        self, points: Sequence[Parameters], weights: Sequence[float]
+    ) -> tuple[Parameters, list[float]]:
+        """Give the result and each site's share in it.
+
+        `points` are clipped, in float64, at least `fewest_sites`, and in the order of their sites.
+        """

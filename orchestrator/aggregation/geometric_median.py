@@ -21,10 +21,10 @@ from pydantic import Field
 
 from core.messages import Parameters
 from core.parameters import difference, l2_norm, weighted_sum
-from orchestrator.aggregation.base import Aggregator
+from orchestrator.aggregation.base import ComparingAggregator
 
 
-class GeometricMedian(Aggregator):
+class GeometricMedian(ComparingAggregator):
     """Weiszfeld's iteration until the pulls of the sites balance.
 
     Their imbalance is the length of the gradient, ‖Σ_k β_k (w_k − z)‖: from 0 to 1, whatever the
@@ -53,9 +53,10 @@ class GeometricMedian(Aggregator):
         default=200, ge=1, description="Most steps; each passes once over all parameters."
     )
 
-    def _combine(
+    def compare(
         self, points: Sequence[Parameters], weights: Sequence[float]
     ) -> tuple[Parameters, list[float]]:
+        """See `ComparingAggregator.compare`."""
         total = sum(weights)
         shares = [weight / total for weight in weights]
         centre = weighted_sum(points, shares)

@@ -17,10 +17,10 @@ from pydantic import Field
 
 from core.messages import Parameters
 from core.parameters import weighted_sum
-from orchestrator.aggregation.base import Aggregator
+from orchestrator.aggregation.base import ComparingAggregator
 
 
-class _LowestScores(Aggregator):
+class _LowestScores(ComparingAggregator):
     """The mean of the sites with the lowest scores; on a tie the earlier site id is taken.
 
     The counters, too, come only from the sites that are kept.
@@ -38,9 +38,10 @@ class _LowestScores(Aggregator):
     def _kept(self, sites: int) -> int:
         """Give how many of `sites` are kept."""
 
-    def _combine(
+    def compare(
         self, points: Sequence[Parameters], weights: Sequence[float]
     ) -> tuple[Parameters, list[float]]:
+        """See `ComparingAggregator.compare`."""
         scores = _scores(points, neighbours=len(points) - self.byzantine - 2)
         ranked = sorted(range(len(points)), key=scores.__getitem__)
         kept = sorted(ranked[: self._kept(len(points))])

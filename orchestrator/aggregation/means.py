@@ -1,14 +1,31 @@
-"""The two means. One liar moves either as far as it likes; `clip_norm` bounds how far."""
+"""The two means. One liar moves either as far as it likes; `clip_norm` bounds how far.
 
-from collections.abc import Sequence
+Either is a running sum: each contribution is added as it comes and is let go of, so a round takes
+the memory of two models in float64 however many sites there are.
+"""
+
+from abc import abstractmethod
 from typing import ClassVar
 
+import torch
+
 from core.messages import Parameters
-from core.parameters import weighted_sum
-from orchestrator.aggregation.base import Aggregator
+from orchestrator.aggregation.base import Accumulator, Aggregator
 
 
-class WeightedAverage(Aggregator):
+class Mean(Aggregator):
+    """A mean with weights."""
+
+    def start(self, received: Parameters) -> Accumulator:
+        """See `Aggregator.start`."""
+        return RunningMean(self, received)
+
+    @abstractmethod
+    def weight_of(self, weight: float) -> float:
+        """Give how much a contribution of this weight counts."""
+
+
+class WeightedAverage(Mean):
     """The mean, weighted by samples: Σ_k p_k w_k with p_k = n_k / Σ n.
 
     Source: McMahan et al., AISTATS 2017, https://arxiv.org/abs/1602.05629, algorithm 1.
@@ -16,15 +33,12 @@ class WeightedAverage(Aggregator):
 
     method: ClassVar[str] = "weighted_average"
 
-    def _combine(
-        self, points: Sequence[Parameters], weights: Sequence[float]
-    ) -> tuple[Parameters, list[float]]:
-        total = sum(weights)
-        shares = [weight / total for weight in weights]
-        return weighted_sum(points, shares), shares
+    def weight_of(self, weight: float) -> float:
+        """See `Mean.weight_of`."""
+        return weight
 
 
-class SimpleAverage(Aggregator):
+class SimpleAverage(Mean):
     """The mean in which every site counts the same: (1/n) Σ_k w_k.
 
     No site gains by claiming more samples than it has.
@@ -35,8 +49,45 @@ class SimpleAverage(Aggregator):
 
     method: ClassVar[str] = "simple_average"
 
-    def _combine(
-        self, points: Sequence[Parameters], weights: Sequence[float]
-    ) -> tuple[Parameters, list[float]]:
-        shares = [1 / len(weights)] * len(weights)
-        return weighted_sum(points, shares), shares
+    def weight_of(self, weight: float) -> float:
+        """See `Mean.weight_of`."""
+        del weight
+        return 1.0
+
+
+class RunningMean(Accumulator):
+    """Σ_k r_k w_k / Σ_k r_k in float64, r_k being each weight over the first one.
+
+    So one site alone is that site, bit by bit. Integer tensors give their maximum.
+    """
+
+    def __init__(self, mean: Mean, received: Parameters) -> None:
+        super().__init__(mean, received)
+        self._weight_of = mean.weight_of
+        self._sums: Parameters = {}
+        self._weights: list[float] = []
+
+    def _add(self, point: Parameters, weight: float) -> None:
+        self._weights.append(self._weight_of(weight))
+        if not self._sums:
+            self._sums = {
+                name: tensor.to(torch.float64, copy=True)
+                if tensor.is_floating_point()
+                else tensor.clone()
+                for name, tensor in point.items()
+            }
+            return
+        ratio = self._weights[-1] / self._weights[0]
+        for name, total in self._sums.items():
+            if total.is_floating_point():
+                total.add_(point[name], alpha=ratio)
+            else:
+                torch.maximum(total, point[name], out=total)
+
+    def _combined(self) -> tuple[Parameters, list[float]]:
+        ratios = [weight / self._weights[0] for weight in self._weights]
+        whole = sum(ratios)
+        for total in self._sums.values():
+            if total.is_floating_point():
+                total.div_(whole)
+        return self._sums, [ratio / whole for ratio in ratios]

@@ -17,10 +17,10 @@ import torch
 from pydantic import Field
 
 from core.messages import Parameters
-from orchestrator.aggregation.base import Aggregator
+from orchestrator.aggregation.base import ComparingAggregator
 
 
-class Median(Aggregator):
+class Median(ComparingAggregator):
     """The median of each number; with an even count the mean of the two in the middle.
 
     Outvotes any minority of liars: one of three sites, two of five. With one site or two there is
@@ -29,13 +29,14 @@ class Median(Aggregator):
 
     method: ClassVar[str] = "median"
 
-    def _combine(
+    def compare(
         self, points: Sequence[Parameters], weights: Sequence[float]
     ) -> tuple[Parameters, list[float]]:
+        """See `ComparingAggregator.compare`."""
         return _mean_of_the_middle(points, cut=(len(weights) - 1) // 2)
 
 
-class TrimmedMean(Aggregator):
+class TrimmedMean(ComparingAggregator):
     """The mean of each number without the k = floor(trim · n) smallest and largest.
 
     A round of fewer than 1 / trim sites would have k = 0, a plain mean: it is refused.
@@ -57,9 +58,10 @@ class TrimmedMean(Aggregator):
         """Give the smallest n of which at least one is cut at each end."""
         return math.ceil(1 / self._exact_trim())
 
-    def _combine(
+    def compare(
         self, points: Sequence[Parameters], weights: Sequence[float]
     ) -> tuple[Parameters, list[float]]:
+        """See `ComparingAggregator.compare`."""
         return _mean_of_the_middle(points, cut=math.floor(self._exact_trim() * len(weights)))
 
     def _exact_trim(self) -> Fraction:

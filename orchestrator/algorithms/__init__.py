@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, SerializeAsAny
 
 from core.enums import FederatedAlgorithm
 from core.messages import Parameters
-from orchestrator.algorithms.base import Algorithm, AlgorithmSettings
+from orchestrator.algorithms.base import Algorithm, AlgorithmSettings, Gathering
 from orchestrator.algorithms.fedadam import FedAdam
 from orchestrator.algorithms.fedavg import FedAvg
 from orchestrator.algorithms.fedavgm import FedAvgM
@@ -58,5 +58,6 @@ __all__ = [
     "AlgorithmChoice",
     "AlgorithmSettings",
     "FedAvg",
+    "Gathering",
     "build_algorithm",
 ]

@@ -1,10 +1,10 @@
 """What the server halves share: settings, checks on updates, and one pure step a round."""
 
+import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import Annotated, Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar, NamedTuple, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny
 
@@ -12,7 +12,16 @@ from core.enums import AggregationMethod, PrivacyLevel
 from core.exceptions import AggregationError, ModelError
 from core.interfaces import FederatedAlgorithmInterface
 from core.messages import AlgorithmSpec, ClientUpdate, Parameters, TrainingSettings
-from core.parameters import cast_like, require_finite, require_same_layout, require_updates
+from core.parameters import (
+    add,
+    as_float64,
+    cast_like,
+    distance,
+    require_finite,
+    require_same_layout,
+    require_updates,
+)
+from core.wire import Packed
 from orchestrator.aggregation import (
     Aggregator,
     Combined,
@@ -64,6 +73,69 @@ class Step:
     parameters: Parameters
     state: Mapping[str, Parameters] = field(default_factory=dict)
     sites: Mapping[str, SiteShare]
+
+
+class Told(NamedTuple):
+    """What is kept of an update once its tensors have been added."""
+
+    site_id: str
+    round_num: int
+    num_samples: int
+    num_steps: int
+
+
+class Gathering:
+    """The updates of one round, added as they come in, in the order of their sites.
+
+    Args:
+        algorithm: Of which it is a round.
+
+    Attributes:
+        told: What each update said, in the order in which they were added.
+        control: The sum of what the updates brought beside their parameters, in float64.
+    """
+
+    def __init__(self, algorithm: "Algorithm") -> None:
+        self._algorithm = algorithm
+        self._accumulator = algorithm.aggregator.start(algorithm.parameters)
+        self.told: list[Told] = []
+        self.control: Parameters = {}
+
+    def add(self, update: ClientUpdate, delta_norm: float | None = None) -> None:
+        """Add a valid update; nothing of it is held unless the aggregation compares updates.
+
+        Args:
+            update: Fits, see `Algorithm.require_valid`.
+            delta_norm: What `Algorithm.require_valid` gave for it.
+
+        Raises:
+            AggregationError: Its site has sent one already.
+        """
+        site_id = update["datasite_id"]
+        if self.told and site_id <= self.told[-1].site_id:
+            raise AggregationError(f"{site_id}: sent two updates for one round", site_id=site_id)
+        weight = self._algorithm.weight(update)
+        contribution = Contribution(
+            site_id=site_id,
+            parameters=update["parameters"],
+            weight=weight,
+            delta_norm=delta_norm,
+        )
+        self._accumulator.add(contribution)
+        if "control" in update:
+            brought = update["control"]
+            self.control = add(self.control, brought) if self.control else as_float64(brought)
+        self.told.append(
+            Told(site_id, update["round_num"], update["num_samples"], update["num_steps"])
+        )
+
+    def combined(self) -> Combined:
+        """Give the updates as one.
+
+        Raises:
+            AggregationError: They are too few.
+        """
+        return self._accumulator.combined()
 
 
 class Algorithm(FederatedAlgorithmInterface):
@@ -171,12 +243,16 @@ class Algorithm(FederatedAlgorithmInterface):
         return {}
 
     @abstractmethod
-    def _step(self, updates: Sequence[ClientUpdate]) -> Step:
-        """Give the next step; `updates` are valid and in the order of their sites."""
+    def _step(self, gathered: Gathering) -> Step:
+        """Give the next step."""
+
+    def weight(self, update: ClientUpdate) -> float:
+        """Give the weight of an update in a weighted aggregation; by default its samples."""
+        return update["num_samples"]
 
     def aggregate(self, client_updates: list[dict[str, Any]]) -> Parameters:
         """See `FederatedAlgorithmInterface`."""
-        return self._step(self._valid(client_updates)).parameters
+        return self._step(self._gathered(client_updates)).parameters
 
     def configure_client_training(self, round_num: int) -> dict[str, Any]:
         """See `FederatedAlgorithmInterface`."""
@@ -194,13 +270,34 @@ class Algorithm(FederatedAlgorithmInterface):
 
     def update_algorithm_state(self, client_updates: list[dict[str, Any]]) -> None:
         """See `FederatedAlgorithmInterface`."""
-        updates = self._valid(client_updates)
-        step = self._step(updates)
-        self.parameters, self.state, self.last_shares = step.parameters, step.state, step.sites
-        self.counted |= {update["datasite_id"]: update["round_num"] for update in updates}
+        self.commit(self._gathered(client_updates))
 
-    def require_valid(self, update: ClientUpdate) -> None:
-        """Do nothing when `update` can be combined with others.
+    def gather(self) -> Gathering:
+        """Begin a round; what is gathered in it is combined by `commit`."""
+        return Gathering(self)
+
+    def commit(self, gathered: Gathering) -> None:
+        """Make the step of a round.
+
+        Raises:
+            AggregationError: The updates cannot be combined.
+        """
+        step = self._step(gathered)
+        self.parameters, self.state, self.last_shares = step.parameters, step.state, step.sites
+        self.counted |= {told.site_id: told.round_num for told in gathered.told}
+
+    def broadcast(self) -> Packed:
+        """Give what is sent to the sites, encoded; the global parameters then lie in its memory."""
+        if not isinstance(self.parameters, Packed):
+            self.parameters = Packed(self.parameters, self.sent_beside())
+        return self.parameters
+
+    def sent_beside(self) -> Parameters:
+        """Give what the sites get beside the parameters; nothing by default."""
+        return {}
+
+    def require_valid(self, update: ClientUpdate) -> float:
+        """Give how far `update` is from the global parameters, when it can be combined with others.
 
         Raises:
             AggregationError: It cannot; the error names its site.
@@ -210,37 +307,24 @@ class Algorithm(FederatedAlgorithmInterface):
             raise AggregationError(f"{site_id}: trained on no samples", site_id=site_id)
         try:
             require_same_layout(update["parameters"], self.parameters, whose=site_id)
-            require_finite(update["parameters"], whose=site_id)
+            delta_norm = distance(update["parameters"], self.parameters)
+            if not math.isfinite(delta_norm):
+                require_finite(update["parameters"], whose=site_id)
         except ModelError as exc:
             raise AggregationError(str(exc), site_id=site_id) from exc
-
-    def combine(self, contributions: Sequence[Contribution]) -> Combined:
-        """Combine contributions as the experiment says."""
-        return self.aggregator.combine(contributions, self.parameters)
+        return delta_norm
 
     def as_global(self, parameters: Parameters) -> Parameters:
         """Give `parameters` in the dtypes of the global ones."""
         return cast_like(parameters, self.parameters)
 
-    def _valid(self, client_updates: list[dict[str, Any]]) -> list[ClientUpdate]:
+    def _gathered(self, client_updates: list[dict[str, Any]]) -> Gathering:
         require_updates(len(client_updates))
         updates = sorted(
             (cast("ClientUpdate", update) for update in client_updates),
             key=lambda update: update["datasite_id"],
         )
-        names = [update["datasite_id"] for update in updates]
-        for earlier, later in pairwise(names):
-            if earlier == later:
-                raise AggregationError(f"{later}: sent two updates for one round", site_id=later)
+        gathered = self.gather()
         for update in updates:
-            self.require_valid(update)
-        return updates
-
-
-def contribution(update: ClientUpdate) -> Contribution:
-    """Give an update as it is, weighing as many samples as it was trained on."""
-    return Contribution(
-        site_id=update["datasite_id"],
-        parameters=update["parameters"],
-        weight=update["num_samples"],
-    )
+            gathered.add(update, self.require_valid(update))
+        return gathered

@@ -6,15 +6,15 @@ Reddi et al., ICLR 2021, https://arxiv.org/abs/2003.00295, algorithm 2, without 
 with v = τ² at first, as there.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal, cast
 
 import torch
 from pydantic import Field
 
-from core.messages import ClientUpdate, Parameters
+from core.messages import Parameters
 from core.parameters import add, difference, scale, zeros_like
-from orchestrator.algorithms.base import Algorithm, AlgorithmSettings, Step, contribution
+from orchestrator.algorithms.base import Algorithm, AlgorithmSettings, Gathering, Step
 
 
 class FedAdamSettings(AlgorithmSettings):
@@ -38,9 +38,9 @@ class FedAdam(Algorithm):
         zeros = zeros_like(parameters)
         return {"m": zeros, "v": {name: torch.full_like(t, tau**2) for name, t in zeros.items()}}
 
-    def _step(self, updates: Sequence[ClientUpdate]) -> Step:
+    def _step(self, gathered: Gathering) -> Step:
         s = cast("FedAdamSettings", self.settings)
-        combined = self.combine([contribution(update) for update in updates])
+        combined = gathered.combined()
         change = difference(combined.parameters, self.parameters)
         squares = {name: d.square() for name, d in change.items()}
         m = add(scale(self.state["m"], s.beta1), scale(change, 1 - s.beta1))

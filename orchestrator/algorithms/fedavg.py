@@ -5,11 +5,9 @@
 McMahan et al., AISTATS 2017, https://arxiv.org/abs/1602.05629, algorithm 1.
 """
 
-from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-from core.messages import ClientUpdate
-from orchestrator.algorithms.base import Algorithm, AlgorithmSettings, Step, contribution
+from orchestrator.algorithms.base import Algorithm, AlgorithmSettings, Gathering, Step
 
 
 class FedAvgSettings(AlgorithmSettings):
@@ -23,6 +21,6 @@ class FedAvg(Algorithm):
 
     Settings: ClassVar[type[AlgorithmSettings]] = FedAvgSettings
 
-    def _step(self, updates: Sequence[ClientUpdate]) -> Step:
-        combined = self.combine([contribution(update) for update in updates])
+    def _step(self, gathered: Gathering) -> Step:
+        combined = gathered.combined()
         return Step(parameters=self.as_global(combined.parameters), sites=combined.sites)

@@ -5,14 +5,14 @@
 Hsu et al., 2019, https://arxiv.org/abs/1909.06335, section 4.3. With β = 0 and η = 1 it is FedAvg.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal, cast
 
 from pydantic import Field
 
-from core.messages import ClientUpdate, Parameters
+from core.messages import Parameters
 from core.parameters import add, difference, scale, zeros_like
-from orchestrator.algorithms.base import Algorithm, AlgorithmSettings, Step, contribution
+from orchestrator.algorithms.base import Algorithm, AlgorithmSettings, Gathering, Step
 
 
 class FedAvgMSettings(AlgorithmSettings):
@@ -32,9 +32,9 @@ class FedAvgM(Algorithm):
         """Give v = 0."""
         return {"v": zeros_like(parameters)}
 
-    def _step(self, updates: Sequence[ClientUpdate]) -> Step:
+    def _step(self, gathered: Gathering) -> Step:
         settings = cast("FedAvgMSettings", self.settings)
-        combined = self.combine([contribution(update) for update in updates])
+        combined = gathered.combined()
         change = difference(self.parameters, combined.parameters)
         v = add(scale(self.state["v"], settings.beta), change)
         moved = add(self.parameters, scale(v, -settings.server_learning_rate))

@@ -8,15 +8,15 @@ The bracket of the published algorithm, (Σ θ_k) − θ, diverges when it is re
 over differences, as in the proof and in the authors' code.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal, cast
 
 from pydantic import Field
 
 from core.enums import AggregationMethod
-from core.messages import ClientUpdate, Parameters, TrainingSettings
+from core.messages import Parameters, TrainingSettings
 from core.parameters import add, difference, scale, zeros_like
-from orchestrator.algorithms.base import Algorithm, AlgorithmSettings, Step, contribution
+from orchestrator.algorithms.base import Algorithm, AlgorithmSettings, Gathering, Step
 
 
 class FedDynSettings(AlgorithmSettings):
@@ -57,12 +57,12 @@ class FedDyn(Algorithm):
         """Give h = 0."""
         return {"h": zeros_like(parameters)}
 
-    def _step(self, updates: Sequence[ClientUpdate]) -> Step:
+    def _step(self, gathered: Gathering) -> Step:
         alpha = cast("FedDynSettings", self.settings).alpha
-        combined = self.combine([contribution(update) for update in updates])
+        combined = gathered.combined()
         # The mean is over |P| sites: times |P| it is the sum that h asks for.
         change = difference(combined.parameters, self.parameters)
-        h = add(self.state["h"], scale(change, -alpha * len(updates) / self.num_sites))
+        h = add(self.state["h"], scale(change, -alpha * len(gathered.told) / self.num_sites))
         bent = add(combined.parameters, scale(h, -1 / alpha))
         parameters = self.as_global({**combined.parameters, **bent})
         return Step(parameters=parameters, state={"h": h}, sites=combined.sites)

@@ -14,16 +14,14 @@ when μ > 0; here it is the same sum for all μ, so that equal steps always give
 are those really done. Adam has no such vector.
 """
 
-import math
-from collections.abc import Sequence
+from fractions import Fraction
 from typing import Literal, cast
 
 from pydantic import Field
 
 from core.messages import ClientUpdate, TrainingSettings
 from core.parameters import add, difference, scale
-from orchestrator.aggregation import Contribution
-from orchestrator.algorithms.base import Algorithm, AlgorithmSettings, Step
+from orchestrator.algorithms.base import Algorithm, AlgorithmSettings, Gathering, Step
 
 
 class FedNovaSettings(AlgorithmSettings):
@@ -57,40 +55,33 @@ class FedNova(Algorithm):
             )
         return refused
 
-    def _step(self, updates: Sequence[ClientUpdate]) -> Step:
-        mu = cast("FedNovaSettings", self.settings).mu
-        settings = self.training.at(updates[0]["round_num"])
-        amounts = [
-            normaliser(
-                update["num_steps"],
-                momentum=settings["momentum"],
-                eta_mu=settings["learning_rate"] * mu,
-            )
-            for update in updates
-        ]
-        total = math.fsum(update["num_samples"] for update in updates)
-        effective = math.fsum(
-            update["num_samples"] / total * amount
-            for update, amount in zip(updates, amounts, strict=True)
-        )
-        # The weighted mean of the changes scaled by τ_eff / ‖a_k‖₁; to hand the product of both
-        # weights to a mean that divides by their sum is the usual mistake.
-        combined = self.combine(
-            [
-                self._normalised(update, effective / amount)
-                for update, amount in zip(updates, amounts, strict=True)
-            ]
-        )
-        return Step(parameters=self.as_global(combined.parameters), sites=combined.sites)
+    def weight(self, update: ClientUpdate) -> float:
+        """Give n_k / ‖a_k‖₁: in a mean so weighted, no site's steps count twice."""
+        return update["num_samples"] / self._amount(update["round_num"], update["num_steps"])
 
-    def _normalised(self, update: ClientUpdate, factor: float) -> Contribution:
-        change = difference(update["parameters"], self.parameters)
-        counters = {n: t for n, t in update["parameters"].items() if not t.is_floating_point()}
-        moved = add(self.parameters, scale(change, factor))
-        return Contribution(
-            site_id=update["datasite_id"],
-            parameters={**moved, **counters},
-            weight=update["num_samples"],
+    def _step(self, gathered: Gathering) -> Step:
+        """Give w + τ_eff Σ_k p_k (w_k − w) / ‖a_k‖₁.
+
+        The mean weighted by n_k / ‖a_k‖₁ is that sum over Σ_k p_k / ‖a_k‖₁, so its change is
+        multiplied by τ_eff and by that, as fractions: where all ‖a_k‖₁ are equal, exactly by 1.
+        """
+        total = sum(told.num_samples for told in gathered.told)
+        effective, normalised = Fraction(0), Fraction(0)
+        for told in gathered.told:
+            amount = Fraction(self._amount(told.round_num, told.num_steps))
+            effective += told.num_samples * amount
+            normalised += told.num_samples / amount
+        combined = gathered.combined()
+        change = difference(combined.parameters, self.parameters)
+        moved = add(self.parameters, scale(change, float(effective * normalised / total**2)))
+        parameters = self.as_global({**combined.parameters, **moved})
+        return Step(parameters=parameters, sites=combined.sites)
+
+    def _amount(self, round_num: int, steps: int) -> float:
+        settings = self.training.at(round_num)
+        mu = cast("FedNovaSettings", self.settings).mu
+        return normaliser(
+            steps, momentum=settings["momentum"], eta_mu=settings["learning_rate"] * mu
         )
 
 

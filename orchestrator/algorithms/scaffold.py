@@ -6,7 +6,7 @@ Karimireddy et al., ICML 2020, https://arxiv.org/abs/1910.06378, algorithm 1; N 
 those of the round. As all start at 0, c is (1/N) Σ_k c_k after every round.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal, cast
 
 from pydantic import Field
@@ -23,7 +23,7 @@ from core.parameters import (
     scale,
     zeros_like,
 )
-from orchestrator.algorithms.base import Algorithm, AlgorithmSettings, Step, contribution
+from orchestrator.algorithms.base import Algorithm, AlgorithmSettings, Gathering, Step
 
 
 class ScaffoldSettings(AlgorithmSettings):
@@ -64,12 +64,15 @@ class Scaffold(Algorithm):
 
     def configure_client_training(self, round_num: int) -> dict[str, Any]:
         """See `FederatedAlgorithmInterface`; sites also get c."""
-        control = cast_like(self.state["c"], self._control_layout())
-        return {**super().configure_client_training(round_num), "control": control}
+        return {**super().configure_client_training(round_num), "control": self.sent_beside()}
 
-    def require_valid(self, update: ClientUpdate) -> None:
+    def sent_beside(self) -> Parameters:
+        """See `Algorithm.sent_beside`: c."""
+        return cast_like(self.state["c"], self._control_layout())
+
+    def require_valid(self, update: ClientUpdate) -> float:
         """See `Algorithm.require_valid`; the change of c_k must fit as well."""
-        super().require_valid(update)
+        delta_norm = super().require_valid(update)
         site_id = update["datasite_id"]
         try:
             control = update.get("control", {})
@@ -77,15 +80,14 @@ class Scaffold(Algorithm):
             require_finite(control, whose=f"{site_id}: control")
         except ModelError as exc:
             raise AggregationError(str(exc), site_id=site_id) from exc
+        return delta_norm
 
-    def _step(self, updates: Sequence[ClientUpdate]) -> Step:
+    def _step(self, gathered: Gathering) -> Step:
         rate = cast("ScaffoldSettings", self.settings).server_learning_rate
-        combined = self.combine([contribution(update) for update in updates])
+        combined = gathered.combined()
         change = difference(combined.parameters, self.parameters)
         moved = add(self.parameters, scale(change, rate))
-        c = self.state["c"]
-        for update in updates:
-            c = add(c, scale(update["control"], 1 / self.num_sites))
+        c = add(self.state["c"], scale(gathered.control, 1 / self.num_sites))
         parameters = self.as_global({**combined.parameters, **moved})
         return Step(parameters=parameters, state={"c": c}, sites=combined.sites)
 

@@ -4,7 +4,7 @@ A carrier moves bytes to one site and back; the two transports differ in their c
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar, cast
 
 from core import exceptions, wire
@@ -16,7 +16,8 @@ from core.exceptions import (
     ProtocolError,
 )
 from core.interfaces import CommunicationInterface
-from core.messages import ClientUpdate, Failure, Message, Parameters, Request
+from core.messages import ClientUpdate, Failure, Message, Request
+from core.wire import Packed, Parcel
 
 T = TypeVar("T")
 
@@ -27,12 +28,19 @@ _ERRORS: Mapping[str, type[FederatedLearningError]] = {
 }
 
 
+Admission = Callable[[str, int], None]
+
+
+def _admit_at_once(_site_id: str, _size_bytes: int) -> None:
+    """Do nothing: there is room."""
+
+
 class Carrier(Protocol):
     """An open way to one site; `site_id` is the name the site gives itself."""
 
     site_id: str
 
-    def exchange(self, request: bytes, *, deadline_s: float) -> bytes:
+    def exchange(self, request: Parcel, *, deadline_s: float) -> Parcel:
         """Give the site's answer to `request`.
 
         Raises:
@@ -49,13 +57,21 @@ class SiteCommunication(CommunicationInterface):
     Args:
         connect_s: Seconds for a log-in.
         call_s: Seconds for a request that names no deadline of its own.
+
+    Attributes:
+        admit: Called before an answer of some size is read, with the site's name and the bytes; it
+            returns when there is room for it.
+        most_at_once: How many sites are asked at once at most; None for all.
     """
+
+    most_at_once: int | None = None
 
     def __init__(self, *, connect_s: float = 15.0, call_s: float = 600.0) -> None:
         self.connect_s = connect_s
         self.call_s = call_s
+        self.admit: Admission = _admit_at_once
         self._carriers: dict[str, Carrier] = {}
-        self._sent: dict[str, Parameters] = {}
+        self._sent: dict[str, Packed] = {}
 
     @abstractmethod
     def open_carrier(self, url: str, credentials: Mapping[str, str]) -> Carrier:
@@ -91,11 +107,11 @@ class SiteCommunication(CommunicationInterface):
         return True
 
     def send_model(self, model_parameters: dict[str, Any], datasite_id: str) -> bool:
-        """See `CommunicationInterface`."""
+        """See `CommunicationInterface`; what is already `Packed` is not copied."""
         self._carrier(datasite_id)
-        self._sent[datasite_id] = {
-            name: tensor.detach().clone() for name, tensor in model_parameters.items()
-        }
+        if not isinstance(model_parameters, Packed):
+            model_parameters = Packed(model_parameters)
+        self._sent[datasite_id] = model_parameters
         return True
 
     def request_training(self, training_config: dict[str, Any], datasite_id: str) -> dict[str, Any]:
@@ -105,11 +121,10 @@ class SiteCommunication(CommunicationInterface):
             raise CommunicationError(
                 f"{datasite_id}: no model was sent; call send_model first", site_id=datasite_id
             )
-        request: dict[str, Any] = {
-            "kind": "train",
-            **training_config,
-            "parameters": self._sent[datasite_id],
-        }
+        model = self._sent[datasite_id]
+        request: dict[str, Any] = {"kind": "train", **training_config, "parameters": model}
+        if model.control:
+            request["control"] = model.control
         update = self.request(cast("Request", request), ClientUpdate, datasite_id)
         if (update["datasite_id"], update["round_num"]) != (datasite_id, request["round_num"]):
             raise ProtocolError(
@@ -136,11 +151,11 @@ class SiteCommunication(CommunicationInterface):
             FederatedLearningError: What the site answered, as the error it names.
         """
         deadline_s = float(cast("dict[str, Any]", message).get("deadline_s", self.call_s))
-        reply_bytes = self._carrier(datasite_id).exchange(
+        reply_parcel = self._carrier(datasite_id).exchange(
             wire.encode(message), deadline_s=deadline_s
         )
         try:
-            answer = wire.decode(reply_bytes)
+            answer = wire.decode(reply_parcel)
         except ProtocolError as exc:
             raise ProtocolError(f"{datasite_id}: {exc}", site_id=datasite_id) from exc
         if wire.is_kind(answer, Failure):

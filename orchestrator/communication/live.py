@@ -6,9 +6,11 @@ Importing PySyft takes seconds, so it happens at the first connection and not be
 from collections.abc import Mapping
 from pathlib import Path
 
+from core.exceptions import ConfigurationError
 from orchestrator.communication.base import Carrier, SiteCommunication
 from orchestrator.communication.session import SessionCarrier
 from orchestrator.configuration import ChannelKind, ExperimentConfig
+from orchestrator.simulation import Transport
 
 
 class PySyftCommunication(SiteCommunication):
@@ -41,11 +43,22 @@ class PySyftCommunication(SiteCommunication):
             timeout_s=self.connect_s,
             ca_file=Path(credentials["ca_file"]) if "ca_file" in credentials else None,
         )
-        return SessionCarrier(signed) if self._channel is ChannelKind.SESSION else signed
+        if self._channel is ChannelKind.SIGNED:
+            return signed
+        return SessionCarrier(signed, lambda size_bytes: self.admit(signed.site_id, size_bytes))
 
 
 def over_pysyft(config: ExperimentConfig) -> PySyftCommunication:
-    """Give the live transport of a run, within the run's limits."""
+    """Give the live transport of a run, within the run's limits.
+
+    Raises:
+        ConfigurationError: The run's sites are simulated.
+    """
+    if config.transport is not Transport.LIVE:
+        raise ConfigurationError(
+            f"transport: {config.transport.value}; its sites are simulated and not to be reached "
+            "over PySyft: run it with 'orchestrator run', or by `over_memory`"
+        )
     return PySyftCommunication(
         channel=config.channel,
         connect_s=config.limits.connect_s,

@@ -3,10 +3,11 @@
 from collections.abc import Callable, Mapping
 
 from core.exceptions import AuthenticationError, CommunicationError
+from core.wire import Parcel
 from orchestrator.communication.base import Carrier, SiteCommunication
 
-Handler = Callable[[bytes, str], bytes]
-"""A site: request bytes and the caller's e-mail in, reply bytes out."""
+Handler = Callable[[Parcel, str], Parcel]
+"""A site: a request and the caller's e-mail in, a reply out."""
 
 
 class MemoryCarrier:
@@ -23,7 +24,7 @@ class MemoryCarrier:
         self._handle = handle
         self._email = email
 
-    def exchange(self, request: bytes, *, deadline_s: float) -> bytes:
+    def exchange(self, request: Parcel, *, deadline_s: float) -> Parcel:
         """See `Carrier.exchange`; nothing can be late in memory."""
         del deadline_s
         return self._handle(request, self._email)

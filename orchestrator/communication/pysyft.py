@@ -27,7 +27,9 @@ from core.exceptions import (
 )
 from core.pysyft_patches import REFUSED, deserialize_only
 from core.sessions import Parties, derive_keys, new_half
-from orchestrator.communication.channel import Channel, Deadline, SiteIdentity
+from core.wire import Parcel
+from orchestrator.communication.channel import Channel, SiteIdentity
+from orchestrator.communication.connections import Deadline
 from orchestrator.communication.session import Session
 
 _HANDLE_PATH: Final = "federation.handle"
@@ -92,7 +94,7 @@ class PySyftCarrier:
             undo.pop_all()
         return carrier
 
-    def exchange(self, request: bytes, *, deadline_s: float) -> bytes:
+    def exchange(self, request: Parcel, *, deadline_s: float) -> Parcel:
         """Give the site's answer to `request`.
 
         Raises:
@@ -102,7 +104,7 @@ class PySyftCarrier:
             SecurityError: The site refuses this account.
             DataSiteError: The site failed while it answered.
         """
-        return self._call(_HANDLE_PATH, request, Deadline(deadline_s))
+        return Parcel.of(self._call(_HANDLE_PATH, request.joined(), Deadline(deadline_s)))
 
     def open_session(self, deadline: Deadline) -> Session:
         """Open a session of this account with the site; each has a key of its own.

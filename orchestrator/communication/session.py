@@ -4,16 +4,17 @@ The session is opened by a signed call of the carrier beneath, and anew when the
 longer: it restarted, or the session's time was over. See `core.sessions` for the keys.
 """
 
-import hashlib
 import itertools
 import threading
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Final, Protocol
 
-from core import wire
 from core.exceptions import ProtocolError
 from core.sessions import SessionKeys, is_tag, tag
-from orchestrator.communication.channel import Answer, Channel, Deadline
+from core.wire import Buffer, Parcel
+from orchestrator.communication.channel import Channel
+from orchestrator.communication.connections import Answer, Deadline
 
 _PATH: Final = "session"
 _NO_SESSION: Final = HTTPStatus.UNAUTHORIZED
@@ -26,7 +27,7 @@ class Session:
     Attributes:
         session_id: Its name at the site.
         keys: Of the messages in both directions.
-        known_body: SHA-256 of the body that the site has from the request before.
+        known_body: The hash of the body that the site has from the request before.
     """
 
     def __init__(self, session_id: str, keys: SessionKeys) -> None:
@@ -59,16 +60,21 @@ class SessionCarrier:
 
     Args:
         signed: Logged in to the site.
+        admit: Called with the size of an answer, in bytes, before it is read; returns when there is
+            room for it.
     """
 
-    def __init__(self, signed: SignedCarrier) -> None:
+    def __init__(
+        self, signed: SignedCarrier, admit: Callable[[int], None] = lambda _size_bytes: None
+    ) -> None:
         self.url = signed.url
         self.site_id = signed.site_id
         self._signed = signed
+        self._admit = admit
         self._session: Session | None = None
         self._opening = threading.Lock()
 
-    def exchange(self, request: bytes, *, deadline_s: float) -> bytes:
+    def exchange(self, request: Parcel, *, deadline_s: float) -> Parcel:
         """Give the site's answer to `request`.
 
         Raises:
@@ -102,73 +108,75 @@ class SessionCarrier:
             if self._session is session:
                 self._session = None
 
-    def _sent(self, session: Session, request: bytes, deadline: Deadline) -> bytes | None:
+    def _sent(self, session: Session, request: Parcel, deadline: Deadline) -> Parcel | None:
         """Give the answer, or None when the site does not know the session."""
-        parcel = _Parcel(session, request)
-        parcel.leaves_out_body = session.known_body == parcel.body_sha256
-        answer = self._signed.channel.post(_PATH, parcel.sealed, deadline)
+        sealed = _Sealed(session, request)
+        answer = self._signed.channel.post(_PATH, sealed.whole, deadline, admit=self._admit)
         if answer.status == _NO_BODY:
-            parcel.leaves_out_body = False
-            answer = self._signed.channel.post(_PATH, parcel.sealed, deadline)
+            sealed.leaves_out_body = False
+            answer = self._signed.channel.post(_PATH, sealed.whole, deadline, admit=self._admit)
         if answer.status == _NO_SESSION:
             return None
         if answer.status != HTTPStatus.OK:
             said = answer.content[:200].decode(errors="replace")
             raise self._problem(f"HTTP {answer.status} in a session: {said}")
-        self._require_own(parcel, answer)
-        session.known_body = parcel.body_sha256
-        return answer.content
+        reply = self._own(sealed, answer)
+        session.known_body = request.body_hash
+        return reply
 
-    def _require_own(self, parcel: "_Parcel", answer: Answer) -> None:
-        """Do nothing when the answer is the site's own, to the request that was sent last.
+    def _own(self, sealed: "_Sealed", answer: Answer) -> Parcel:
+        """Give the reply, which must be the site's own, to the request that was sent last.
 
         Raises:
             ProtocolError: It is not.
         """
         try:
-            head, body_sha256 = _parted(answer.content, int(answer.headers["x-head"]))
-            given = answer.headers["x-tag"]
-        except (KeyError, ValueError) as exc:
+            head_bytes, given = int(answer.headers["x-head"]), answer.headers["x-tag"]
+        except (KeyError, ValueError, TypeError) as exc:
             raise self._problem("the answer cannot be read") from exc
-        key = parcel.session.keys.reply
-        if not is_tag(given, key, counter=parcel.counter, head=head, body_sha256=body_sha256):
+        content = memoryview(answer.content)
+        reply = Parcel(bytes(content[:head_bytes]), content[head_bytes:])
+        if not is_tag(
+            given,
+            sealed.session.keys.reply,
+            counter=sealed.counter,
+            head=reply.head,
+            body_hash=reply.body_hash,
+        ):
             raise self._problem(
                 "the answer is not the site's, or not to this request; find out who answers in "
                 "its place"
             )
+        return reply
 
     def _problem(self, what: str) -> ProtocolError:
         return ProtocolError(f"{self.site_id} ({self.url}): {what}", site_id=self.site_id)
 
 
-class _Parcel:
+class _Sealed:
     """A request, to be sent any number of times, each with a counter of its own."""
 
-    def __init__(self, session: Session, request: bytes) -> None:
+    def __init__(self, session: Session, request: Parcel) -> None:
         self.session = session
         self.counter = 0
-        self.leaves_out_body = False
+        self.leaves_out_body = session.known_body == request.body_hash
         self._request = request
-        self._head, self.body_sha256 = _parted(request, wire.head_bytes(request))
 
-    def sealed(self) -> tuple[dict[str, str], bytes]:
+    def whole(self) -> tuple[dict[str, str], tuple[Buffer, ...]]:
         """Give headers and content under the next counter."""
+        request = self._request
         self.counter = self.session.next_counter()
         headers = {
             "X-Session": self.session.session_id,
             "X-Counter": str(self.counter),
-            "X-Head": str(len(self._head)),
-            "X-Body-SHA256": self.body_sha256.hex(),
+            "X-Head": str(len(request.head)),
+            "X-Body-Hash": request.body_hash.hex(),
             "X-Tag": tag(
                 self.session.keys.request,
                 counter=self.counter,
-                head=self._head,
-                body_sha256=self.body_sha256,
+                head=request.head,
+                body_hash=request.body_hash,
             ),
         }
-        return headers, self._head if self.leaves_out_body else self._request
-
-
-def _parted(blob: bytes, head_bytes: int) -> tuple[bytes, bytes]:
-    """Give a message's head, and the SHA-256 of its body."""
-    return blob[:head_bytes], hashlib.sha256(memoryview(blob)[head_bytes:]).digest()
+        leaves_out = self.leaves_out_body or not len(request.body)
+        return headers, (request.head,) if leaves_out else (request.head, request.body)

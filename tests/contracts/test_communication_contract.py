@@ -355,7 +355,10 @@ def test_an_update_for_another_site_or_round_is_refused(
     ("answer", "said"),
     [
         (b"not a message", "factory-1: not a message"),
-        (wire.encode(DescribeRequest(kind="describe")), "answered 'describe' to 'plan_status'"),
+        (
+            wire.encode(DescribeRequest(kind="describe")).joined(),
+            "answered 'describe' to 'plan_status'",
+        ),
     ],
     ids=["noise", "other kind"],
 )

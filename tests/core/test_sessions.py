@@ -96,7 +96,7 @@ def test_the_two_directions_have_different_keys() -> None:
     """A request cannot be sent back as its own reply."""
     keys_ = at_the_site()
     assert keys_.request != keys_.reply
-    said = {"counter": 1, "head": b"head", "body_sha256": bytes(32)}
+    said = {"counter": 1, "head": b"head", "body_hash": bytes(32)}
     assert not is_tag(tag(keys_.request, **said), keys_.reply, **said)
 
 
@@ -141,9 +141,9 @@ def test_halves_and_names_are_new_each_time() -> None:
 
 
 @given(keys, counters, small_bytes, hashes)
-def test_a_message_has_its_tag(key: bytes, counter: int, head: bytes, body_sha256: bytes) -> None:
+def test_a_message_has_its_tag(key: bytes, counter: int, head: bytes, body_hash: bytes) -> None:
     """What was sealed with a key is recognised with it; 64 hexadecimal digits travel."""
-    said = {"counter": counter, "head": head, "body_sha256": body_sha256}
+    said = {"counter": counter, "head": head, "body_hash": body_hash}
     given_tag = tag(key, **said)  # type: ignore[arg-type]  # by name
     assert len(bytes.fromhex(given_tag)) == 32
     assert is_tag(given_tag, key, **said)  # type: ignore[arg-type]  # likewise
@@ -157,11 +157,11 @@ def test_another_message_or_key_has_another_tag(
 ) -> None:
     """Two tags are equal only when key, counter, head and hash all are; each is changed alone."""
     mixed = [(*one[:at], other[at], *one[at + 1 :]) for at in range(4)]
-    key, counter, head, body_sha256 = one
-    sealed = tag(key, counter=counter, head=head, body_sha256=body_sha256)
+    key, counter, head, body_hash = one
+    sealed = tag(key, counter=counter, head=head, body_hash=body_hash)
     for changed in [*mixed, other]:
         is_same = is_tag(
-            sealed, changed[0], counter=changed[1], head=changed[2], body_sha256=changed[3]
+            sealed, changed[0], counter=changed[1], head=changed[2], body_hash=changed[3]
         )
         assert is_same == (changed == one)
 
@@ -173,20 +173,20 @@ def test_no_byte_moves_between_head_and_body_hash(
     """Head and hash joined may read the same; the tag knows where one ended."""
     joined = head + rest
     at = data.draw(st.integers(0, len(joined)))
-    sealed = tag(key, counter=counter, head=head, body_sha256=rest)
-    moved = is_tag(sealed, key, counter=counter, head=joined[:at], body_sha256=joined[at:])
+    sealed = tag(key, counter=counter, head=head, body_hash=rest)
+    moved = is_tag(sealed, key, counter=counter, head=joined[:at], body_hash=joined[at:])
     assert moved == (at == len(head))
 
 
 @pytest.mark.parametrize("given_tag", ["", "0", "0" * 64, "not hexadecimal", "ümlaut"])
 def test_what_is_no_tag_is_none(given_tag: str) -> None:
     """Anything may stand in a header; it is refused, not an error."""
-    assert not is_tag(given_tag, bytes(32), counter=1, head=b"", body_sha256=bytes(32))
+    assert not is_tag(given_tag, bytes(32), counter=1, head=b"", body_hash=bytes(32))
 
 
 def test_a_tag_cut_short_is_none() -> None:
     """Nor is one that is right as far as it goes."""
-    said = {"counter": 1, "head": b"head", "body_sha256": bytes(32)}
+    said = {"counter": 1, "head": b"head", "body_hash": bytes(32)}
     whole = tag(bytes(32), **said)
     assert not is_tag(whole[:-1], bytes(32), **said)
     assert not is_tag(whole + "0", bytes(32), **said)

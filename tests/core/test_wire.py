@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from core import wire
 from core.exceptions import CommunicationError, ModelError, ProtocolError
 from core.messages import ClientUpdate, Message, PlanQuery, TrainRequest
+from core.wire import Parcel
 
 DTYPES = [
     torch.float32,
@@ -215,7 +216,7 @@ def blob_saying(message: object, **tensors: dict[str, Any]) -> bytes:
 def decoded_or_refused(blob: bytes) -> Message | None:
     """Give the message, or None for a `ProtocolError`; anything else fails the test."""
     try:
-        message = wire.decode(blob)
+        message = wire.decode(Parcel.of(blob))
     except ProtocolError:
         return None
     wire.encode(message)  # what came through can be passed on
@@ -269,8 +270,8 @@ def test_equal_messages_give_equal_bytes() -> None:
     """A site recognises a repeated request by the hash of its bytes, in whatever order it came."""
     backwards = dict(reversed(cast("dict[str, Any]", update()).items()))
     backwards["parameters"] = dict(reversed(backwards["parameters"].items()))
-    encoded = {wire.encode(update()) for _ in range(20)}
-    assert encoded == {wire.encode(cast("Message", backwards))}
+    encoded = {wire.encode(update()).joined() for _ in range(20)}
+    assert encoded == {wire.encode(cast("Message", backwards)).joined()}
 
 
 @pytest.mark.parametrize(
@@ -327,13 +328,13 @@ def test_random_fields_are_refused_or_valid(fields: dict[str, Any]) -> None:
 
 def test_every_truncation_is_refused() -> None:
     """A reply cut short at any byte is never taken for another message."""
-    blob = wire.encode(update())
+    blob = wire.encode(update()).joined()
     assert all(decoded_or_refused(blob[:length]) is None for length in range(len(blob)))
 
 
 def test_every_flipped_bit_is_refused_or_gives_a_valid_message() -> None:
     """One wrong bit anywhere never ends in another error than `ProtocolError`."""
-    blob = wire.encode(update())
+    blob = wire.encode(update()).joined()
     refused = 0
     for position in range(len(blob)):
         for bit in range(8):
@@ -434,7 +435,7 @@ UPDATE = {name: value for name, value in update().items() if name != "parameters
 def test_what_is_no_message_is_a_protocol_error(blob: bytes) -> None:
     """Whatever is wrong with the bytes, the error is the one for that: exit code 2, no retry."""
     with pytest.raises(ProtocolError) as caught:
-        wire.decode(blob)
+        wire.decode(Parcel.of(blob))
     assert isinstance(caught.value, CommunicationError)
     assert not caught.value.retryable
 
@@ -442,21 +443,24 @@ def test_what_is_no_message_is_a_protocol_error(blob: bytes) -> None:
 def test_a_field_given_twice_does_not_add_up() -> None:
     """JSON's last value counts, as one field."""
     twice = '{"kind": "plan_status", "plan_id": "first", "plan_id": "second"}'
-    assert wire.decode(blob_saying(twice)) == {"kind": "plan_status", "plan_id": "second"}
+    assert wire.decode(Parcel.of(blob_saying(twice))) == {
+        "kind": "plan_status",
+        "plan_id": "second",
+    }
 
 
 def test_metadata_given_twice_are_refused() -> None:
     """Two readers of one header could otherwise each see another message."""
     inner = blob_saying({"kind": "describe"})[9:-1]
     with pytest.raises(ProtocolError):
-        wire.decode(blob_of(b"{" + inner + b"," + inner + b"}"))
+        wire.decode(Parcel.of(blob_of(b"{" + inner + b"," + inner + b"}")))
 
 
 def test_another_version_is_named_with_what_to_do() -> None:
     """The person at the other end learns that two releases met."""
     blob = blob_of({"__metadata__": {"message": '{"version": "99"}'}})
     with pytest.raises(ProtocolError, match=r"'99', this side speaks '1'; install the same"):
-        wire.decode(blob)
+        wire.decode(Parcel.of(blob))
 
 
 @pytest.mark.parametrize(
@@ -496,7 +500,7 @@ def test_a_header_beyond_its_limit_is_refused_even_when_it_is_there() -> None:
     """A header is parsed into far more memory than it takes, so it has a limit of its own."""
     blob = blob_saying({"kind": "plan_status", "plan_id": "x" * wire.MAX_HEADER_BYTES})
     with pytest.raises(ProtocolError, match="its header claims"):
-        wire.decode(blob)
+        wire.decode(Parcel.of(blob))
 
 
 def test_is_kind_tells_messages_apart() -> None:

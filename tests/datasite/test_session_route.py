@@ -4,7 +4,6 @@ The test is the other side: it derives its own keys, seals its requests and chec
 """
 
 import asyncio
-import hashlib
 import queue
 import socket
 import threading
@@ -19,7 +18,7 @@ import pytest
 import torch
 import uvicorn
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from fastapi import Request, Response
+from fastapi import Request
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import Message as AsgiMessage
@@ -29,6 +28,7 @@ from core import wire
 from core.exceptions import DataSiteError
 from core.messages import Failure
 from core.sessions import Parties, SessionKeys, derive_keys, is_tag, new_half, tag
+from core.wire import Parcel, content_hash
 from datasite import session_route
 from datasite.caller import Caller, Role
 from datasite.session_route import PATH, SessionRoute
@@ -55,12 +55,12 @@ def message(*values: float) -> bytes:
             "metrics": {},
             "parameters": {"w": torch.tensor(values)},
         }
-    )
+    ).joined()
 
 
 MODEL: Final = message(1.0, 2.0)
 OTHER_MODEL: Final = message(3.0, 4.0)
-NO_BODY: Final = wire.encode({"kind": "describe"})
+NO_BODY: Final = wire.encode({"kind": "describe"}).joined()
 
 
 class Site:
@@ -91,12 +91,12 @@ class Site:
             on_refused=lambda email, what: self.refused.append((email, what)),
         )
 
-    def handle(self, request: bytes, caller: Caller) -> bytes:
+    def handle(self, request: Parcel, caller: Caller) -> Parcel:
         """Echo."""
         if self.meeting is not None:
             self.meeting.wait(_LONG_S)
-        self.handled.append((request, caller))
-        return request if self.reply is None else self.reply
+        self.handled.append((request.joined(), caller))
+        return request if self.reply is None else Parcel.of(self.reply)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, as ASGI has it."""
@@ -198,16 +198,16 @@ class Session:
 
     def sealed(self, blob: bytes, counter: int, *, leaves_out_body: bool = False) -> Sealed:
         """Seal a message."""
-        head_bytes = wire.head_bytes(blob)
-        head, body_sha256 = blob[:head_bytes], hashlib.sha256(blob[head_bytes:]).digest()
+        parcel = Parcel.of(blob)
+        said = {"head": parcel.head, "body_hash": parcel.body_hash}
         headers = {
             "X-Session": self.session_id,
             "X-Counter": str(counter),
-            "X-Head": str(head_bytes),
-            "X-Body-SHA256": body_sha256.hex(),
-            "X-Tag": tag(self.keys.request, counter=counter, head=head, body_sha256=body_sha256),
+            "X-Head": str(len(parcel.head)),
+            "X-Body-Hash": parcel.body_hash.hex(),
+            "X-Tag": tag(self.keys.request, counter=counter, **said),
         }
-        return Sealed(headers, head if leaves_out_body else blob)
+        return Sealed(headers, parcel.head if leaves_out_body else blob)
 
     def post(self, sealed: Sealed) -> httpx.Response:
         """Send it as it is."""
@@ -219,25 +219,22 @@ class Session:
         """Send a message and give the reply, whose tag is right."""
         return self.opened(self.post(self.sealed(blob, counter)), counter)
 
-    def opened(self, response: httpx.Response | Response, counter: int) -> bytes:
+    def opened(self, response: httpx.Response, counter: int) -> bytes:
         """Give the reply in a response, whose tag is right."""
         assert response.status_code == 200
-        content = response.content if isinstance(response, httpx.Response) else response.body
-        assert self.is_own(response.headers, bytes(content), counter)
-        return bytes(content)
+        assert self.is_own(response.headers, response.content, counter)
+        return response.content
 
     def is_own(self, headers: "httpx.Headers | object", content: bytes, counter: int) -> bool:
         """Tell whether this is the site's reply to the request with this counter."""
         found: dict[str, str] = {name.lower(): value for name, value in headers.items()}  # type: ignore[attr-defined]  # of httpx or of starlette
         head_bytes = int(found["x-head"])
-        body_sha256 = hashlib.sha256(content[head_bytes:]).digest()
-        assert found["x-body-sha256"] == body_sha256.hex()
         return is_tag(
             found["x-tag"],
             self.keys.reply,
             counter=counter,
             head=content[:head_bytes],
-            body_sha256=body_sha256,
+            body_hash=content_hash(content[head_bytes:]),
         )
 
     @contextmanager
@@ -264,7 +261,7 @@ def status(connection: socket.socket) -> int:
 
 def is_refused(reply: bytes, *, says: str) -> bool:
     """Tell whether a reply is the site's SecurityError with these words."""
-    failure = wire.decode(reply)
+    failure = wire.decode(Parcel.of(reply))
     assert wire.is_kind(failure, Failure)
     return (failure["error"], failure["datasite_id"]) == (
         "SecurityError",
@@ -342,18 +339,18 @@ def forged(session: Session, how: str) -> Sealed:
     head_bytes = int(right.headers["X-Head"])
     other_head = bytes([*MODEL[: head_bytes - 1], ord("\n"), *MODEL[head_bytes:]])
     said = {"counter": 1, "head": MODEL[:head_bytes]}
-    sha256 = bytes.fromhex(right.headers["X-Body-SHA256"])
+    body_hash = bytes.fromhex(right.headers["X-Body-Hash"])
     return {
         "no tag": right.but(X_Tag=""),
         "guessed": right.but(X_Tag="0" * 64),
         "cut short": right.but(X_Tag=right.headers["X-Tag"][:-1]),
-        "key of replies": right.but(X_Tag=tag(session.keys.reply, **said, body_sha256=sha256)),
+        "key of replies": right.but(X_Tag=tag(session.keys.reply, **said, body_hash=body_hash)),
         "counter": right.but(X_Counter="2"),
         "head": Sealed(right.headers, other_head),
         "body and hash": Sealed(
             {
                 **right.headers,
-                "X-Body-SHA256": hashlib.sha256(OTHER_MODEL[head_bytes:]).hexdigest(),
+                "X-Body-Hash": Parcel.of(OTHER_MODEL).body_hash.hex(),
             },
             OTHER_MODEL,
         ),
@@ -518,13 +515,13 @@ def test_what_is_too_large_is_not_read(
     [
         *(
             pytest.param({name: None}, id=f"no {name}")
-            for name in ("X_Counter", "X_Head", "X_Body_SHA256", "X_Tag")
+            for name in ("X_Counter", "X_Head", "X_Body_Hash", "X_Tag")
         ),
         pytest.param({"Content_Length": None, "Transfer_Encoding": "chunked"}, id="no length"),
         pytest.param({"X_Counter": "one"}, id="counter in words"),
         pytest.param({"X_Counter": "1.0"}, id="half a counter"),
         pytest.param({"X_Head": ""}, id="empty head"),
-        pytest.param({"X_Body_SHA256": "xyz"}, id="hash not hexadecimal"),
+        pytest.param({"X_Body_Hash": "xyz"}, id="hash not hexadecimal"),
         pytest.param({"X_Counter": "9" * 5000}, id="more digits than Python reads"),
     ],
 )
@@ -605,12 +602,22 @@ def test_however_a_message_is_cut_it_arrives_whole(cuts: list[int]) -> None:
     sealed = session.sealed(MODEL, 1)
     bounds = [0, *sorted(cuts), len(MODEL)]
     pieces = [MODEL[start:end] for start, end in pairwise(bounds)]
-    response = asyncio.run(answer_to(site.route, sealed, pieces))
-    assert session.opened(response, 1) == MODEL
+    sent = asyncio.run(answer_to(site.route, sealed, pieces))
+    assert sent.status_code == 200
+    assert session.is_own(sent.headers, sent.content, 1)
+    assert sent.content == MODEL
     assert site.handled == [(MODEL, RESEARCHER)]
 
 
-async def answer_to(route: SessionRoute, sealed: Sealed, pieces: list[bytes]) -> Response:
+class Sent(NamedTuple):
+    """What a route sent, as ASGI has it."""
+
+    status_code: int
+    headers: dict[str, str]
+    content: bytes
+
+
+async def answer_to(route: SessionRoute, sealed: Sealed, pieces: list[bytes]) -> Sent:
     """Hand the route a request whose content comes in pieces."""
     headers = {"content-length": str(len(sealed.content)), **sealed.headers}
     scope = {
@@ -627,7 +634,19 @@ async def answer_to(route: SessionRoute, sealed: Sealed, pieces: list[bytes]) ->
     async def receive() -> AsgiMessage:
         return left.pop(0)
 
-    return await route.answer(Request(scope, receive))
+    start: list[AsgiMessage] = []
+    content: list[bytes] = []
+
+    async def send(message: AsgiMessage) -> None:
+        if message["type"] == "http.response.start":
+            start.append(message)
+        else:
+            content.append(bytes(message["body"]))
+
+    response = await route.answer(Request(scope, receive))
+    await response(scope, receive, send)
+    headers = {name.decode(): value.decode() for name, value in start[0]["headers"]}
+    return Sent(start[0]["status"], headers, b"".join(content))
 
 
 def test_content_that_ends_within_its_head_is_refused() -> None:

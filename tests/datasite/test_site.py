@@ -40,6 +40,7 @@ from core.messages import Message
 from core.models import available_models
 from core.parameters import digest
 from core.plans import PlanStatus
+from core.wire import Parcel
 from datasite.ledger import AuditRow, PlanRow
 from datasite.site import FactoryDataSite
 from datasite.trainer import InlineTrainer
@@ -95,14 +96,20 @@ class Counts(InlineTrainer):
 
 @pytest.mark.parametrize(
     "blob",
-    [b"", b"hello", b"\xff" * 64, b"\x10" + bytes(7) + b'{"a": 1}', encoded(proposal())[:-3]],
+    [
+        b"",
+        b"hello",
+        b"\xff" * 64,
+        b"\x10" + bytes(7) + b'{"a": 1}',
+        encoded(proposal()).joined()[:-3],
+    ],
     ids=["empty", "text", "huge header", "short header", "cut off"],
 )
 def test_unreadable_bytes_are_a_protocol_error_and_are_written_down(
     site: FactoryDataSite, blob: bytes
 ) -> None:
     """A stranger's bytes get an answer that the orchestrator can read, and leave a trace."""
-    reply = wire.decode(site.handle(blob, RESEARCHER))
+    reply = wire.decode(site.handle(Parcel.of(blob), RESEARCHER))
     assert reply["kind"] == "failure"
     assert reply["error"] == "ProtocolError"
     assert reply["datasite_id"] == "factory-1"
@@ -538,7 +545,7 @@ def test_an_unexpected_error_is_told_by_its_class_alone(
     statistics = {"kind": "statistics", "plan_id": plan_id}
     for request in (train_request(plan_id), evaluate_request(plan_id), statistics):
         reply = site.handle(encoded(request), RESEARCHER)
-        assert SECRET.encode() not in reply
+        assert SECRET.encode() not in reply.joined()
         error, message = error_of(ask(site, request))
         assert (error, message) == (
             "DataSiteError",
@@ -556,7 +563,7 @@ def test_a_cell_that_is_no_number_is_never_quoted(site: FactoryDataSite) -> None
     _adopt(site)
     plan_id = planned(site)
     reply = site.handle(encoded({"kind": "statistics", "plan_id": plan_id}), RESEARCHER)
-    assert SECRET.encode() not in reply
+    assert SECRET.encode() not in reply.joined()
     assert wire.decode(reply)["kind"] == "failure"
 
 
@@ -762,7 +769,7 @@ def test_a_ledger_that_is_gone_is_answered_with_a_failure(
         assert error == "DataSiteError"
         assert "the ledger cannot be used" in message
         assert str(tmp_path) not in message
-    reply = wire.decode(site.handle(b"noise", RESEARCHER))
+    reply = wire.decode(site.handle(Parcel.of(b"noise"), RESEARCHER))
     assert reply["kind"] == "failure"
     assert reply["error"] == "ProtocolError"
 

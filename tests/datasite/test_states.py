@@ -226,11 +226,11 @@ def test_the_state_never_leaves_the_site(site: FactoryDataSite) -> None:
     kept = states(site, plan_id)
     assert kept.keys() == {0, 1}
     for state in kept.values():
-        assert state not in reply
+        assert state not in reply.joined()
         for tensor in safetensors.torch.load(state).values():
             assert tensor.abs().sum() > 0
-            assert tensor.numpy().tobytes() not in reply
-            assert tensor.float().numpy().tobytes() not in reply
+            assert tensor.numpy().tobytes() not in reply.joined()
+            assert tensor.float().numpy().tobytes() not in reply.joined()
     message = wire.decode(reply)
     assert message["kind"] == "update"
     assert "control" not in message

@@ -235,12 +235,13 @@ sys.path[:0] = {path!r}
 import json
 import psutil
 from datasite.trainer import TrainerProcess
+from core.wire import Parcel
 from datasite.training.work import Assignment
 
 trainer = TrainerProcess(site_id="factory-1", threads=1)
 print(psutil.Process().children()[0].pid, flush=True)
 for request in sys.argv[2:]:
-    assignment = Assignment(json.loads(sys.argv[1]), bytes.fromhex(request))
+    assignment = Assignment(json.loads(sys.argv[1]), Parcel.of(bytes.fromhex(request)))
     trainer.perform(assignment, deadline_s=60.0)
     print("done", flush=True)
 sys.stdin.read()
@@ -256,7 +257,7 @@ def test_a_trainer_ends_with_its_site(job: Job) -> None:
             "-c",
             SITE.format(path=[str(tests), str(tests.parent)]),
             json.dumps(job),
-            *(encoded(request).hex() for request in (train_request("plan"), ENDLESS)),
+            *(encoded(request).joined().hex() for request in (train_request("plan"), ENDLESS)),
         ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

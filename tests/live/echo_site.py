@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 import pandas as pd
 
+from core.wire import Parcel
 from datasite.caller import Caller
 from datasite.operator_door import DoorActions, open_door
 from datasite.publishing import PublishedDataset
@@ -20,11 +21,11 @@ PRIVATE_VALUE: Final = 1234.5678
 MOCK_VALUE: Final = 20.25
 
 
-def answer(request: bytes, caller: Caller) -> bytes:
+def answer(request: Parcel, caller: Caller) -> Parcel:
     """Give the request back, or say who asks."""
-    if request == b"who am I?":
-        return f"{caller.email} {caller.role.value}".encode()
-    if request == b"fail":
+    if request.joined() == b"who am I?":
+        return Parcel.of(f"{caller.email} {caller.role.value}".encode())
+    if request.joined() == b"fail":
         raise ValueError(PRIVATE_VALUE)
     return request
 

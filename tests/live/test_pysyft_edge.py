@@ -28,6 +28,7 @@ from core.exceptions import (
     SecurityError,
 )
 from core.pysyft_patches import REFUSED
+from core.wire import Parcel
 from datasite.caller import Role
 from datasite.operator_door import socket_path
 from orchestrator.communication.pysyft import PySyftCarrier
@@ -93,7 +94,7 @@ def test_guests_and_sign_up_are_refused_from_the_first_boot(fresh_site: SiteProc
 @pytest.mark.parametrize("size", [0, 10, 40_000, 10_000_000], ids=lambda size: f"{size}-bytes")
 def test_bytes_arrive_and_return_unchanged(carrier: PySyftCarrier, size: int) -> None:
     """Any bytes come back as they were sent, none and ten million included."""
-    request = os.urandom(size)
+    request = Parcel.of(os.urandom(size))
     assert carrier.exchange(request, deadline_s=_DEADLINE_S) == request
 
 
@@ -106,14 +107,14 @@ def test_the_site_learns_who_calls(site: SiteProcess, account: tuple[str, str], 
     """The e-mail and the role of the account that signed arrive with the bytes."""
     carrier = site.carrier(account)
     assert carrier.site_id == "factory-1"
-    answer = carrier.exchange(b"who am I?", deadline_s=_DEADLINE_S)
-    assert answer == f"{account[0]} {role.value}".encode()
+    answer = carrier.exchange(Parcel.of(b"who am I?"), deadline_s=_DEADLINE_S)
+    assert answer.joined() == f"{account[0]} {role.value}".encode()
     carrier.close()
 
 
 def test_one_carrier_serves_many_threads(carrier: PySyftCarrier) -> None:
     """Answers do not get mixed up between threads that share a carrier."""
-    requests = [str(number).encode() * 100 for number in range(64)]
+    requests = [Parcel.of(str(number).encode() * 100) for number in range(64)]
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda r: carrier.exchange(r, deadline_s=_DEADLINE_S), requests))
     assert answers == requests
@@ -122,7 +123,7 @@ def test_one_carrier_serves_many_threads(carrier: PySyftCarrier) -> None:
 def test_a_failing_site_tells_no_values(carrier: PySyftCarrier) -> None:
     """An error in the site's own code arrives as a DataSiteError without its message."""
     with pytest.raises(DataSiteError) as failure:
-        carrier.exchange(b"fail", deadline_s=_DEADLINE_S)
+        carrier.exchange(Parcel.of(b"fail"), deadline_s=_DEADLINE_S)
     assert str(PRIVATE_VALUE) not in str(failure.value)
 
 
@@ -144,13 +145,13 @@ def test_an_account_that_is_deleted_is_out_at_once(
     with site.door() as door:
         door.create_user(email=account[0], name="Guest", password=account[1], role=Role.RESEARCHER)
     carrier = site.carrier(account)
-    assert carrier.exchange(b"in", deadline_s=_DEADLINE_S) == b"in"
+    assert carrier.exchange(Parcel.of(b"in"), deadline_s=_DEADLINE_S) == Parcel.of(b"in")
 
     found = call(operator_notebook, "user.search", email=account[0]).value
     call(operator_notebook, "user.delete", uid=found[0].id)
 
     with pytest.raises(SecurityError, match="disabled"):
-        carrier.exchange(b"in", deadline_s=_DEADLINE_S)
+        carrier.exchange(Parcel.of(b"in"), deadline_s=_DEADLINE_S)
     with pytest.raises(AuthenticationError):
         site.carrier(account)
 
@@ -195,13 +196,13 @@ def test_a_frozen_site_is_given_up_at_the_deadline(
         for request in (b"small", bytes(20_000_000)):
             began = time.monotonic()
             with pytest.raises(DeadlineError, match="no answer within 1 s"):
-                carrier.exchange(request, deadline_s=1)
+                carrier.exchange(Parcel.of(request), deadline_s=1)
             assert time.monotonic() - began < 2
         with pytest.raises(DeadlineError):
             PySyftCarrier.open(site.url, email="a@b.example.com", password="x", timeout_s=0.5)
     finally:
         site.send(signal.SIGCONT)
-    assert carrier.exchange(b"again", deadline_s=_DEADLINE_S) == b"again"
+    assert carrier.exchange(Parcel.of(b"again"), deadline_s=_DEADLINE_S) == Parcel.of(b"again")
 
 
 def test_a_notebook_sees_description_schema_and_mock(notebook: Notebook) -> None:
@@ -328,12 +329,14 @@ def test_all_that_matters_survives_a_stop_and_a_kill(
         with site.door() as door, pytest.raises(DataSiteError, match="is not running"):
             door.status()
         with pytest.raises(CommunicationError):
-            carrier.exchange(b"nobody there", deadline_s=5)
+            carrier.exchange(Parcel.of(b"nobody there"), deadline_s=5)
 
         site.start(password=CHANGED_PASSWORD)
 
         assert httpx.get(f"{site.url}/api/v2/metadata").json() == before
-        assert carrier.exchange(b"still here", deadline_s=_DEADLINE_S) == b"still here"
+        assert carrier.exchange(Parcel.of(b"still here"), deadline_s=_DEADLINE_S) == Parcel.of(
+            b"still here"
+        )
         with site.door() as door:
             assert door.status()["published"] == ["many-pumps", "pumps"]
             assert RESEARCHER[0] in {account.email for account in door.users()}

@@ -27,6 +27,7 @@ from core import wire
 from core.certificates import read_certificates
 from core.exceptions import AuthenticationError
 from core.messages import Failure
+from core.wire import Parcel
 from datasite.caller import Role
 from datasite.health import status_of
 from datasite.operator_door import OperatorDoor
@@ -151,7 +152,7 @@ def test_a_researcher_of_the_configuration_logs_in_over_tls(
 def test_a_large_request_passes(tls_site: TlsSite) -> None:
     """No proxy stands in the way of a model's size; what is no message is answered as such."""
     carrier = tls_site.carrier()
-    answer = wire.decode(carrier.exchange(os.urandom(20_000_000), deadline_s=60))
+    answer = wire.decode(carrier.exchange(Parcel.of(os.urandom(20_000_000)), deadline_s=60))
     carrier.close()
     assert wire.is_kind(answer, Failure)
 
@@ -233,7 +234,7 @@ def test_a_renewed_certificate_is_taken_up_without_a_restart(tls_site: TlsSite) 
     assert serial_at(tls_site) == before
     tls_site.hang_up(said="the certificate expires in 19 days")
     assert serial_at(tls_site) == tls_site.issued.serial != before
-    carrier.exchange(b"still here", deadline_s=20)
+    carrier.exchange(Parcel.of(b"still here"), deadline_s=20)
     carrier.close()
 
 

@@ -22,6 +22,7 @@ from core.exceptions import (
     SecurityError,
 )
 from core.messages import DescribeRequest, Failure, Message, SiteDescription
+from core.wire import Parcel
 from datasite.caller import Role
 from datasite.operator_door import OperatorDoor
 from orchestrator.communication.channel import Deadline
@@ -232,7 +233,7 @@ def test_a_request_said_again_is_refused_and_written_down(
     ask(carrier)
     overheard = wiretap.requests[-1]
     before = factory.refused()
-    failure = wire.decode(wiretap.say(overheard).content)
+    failure = wire.decode(Parcel.of(wiretap.say(overheard).content))
     assert wire.is_kind(failure, Failure)
     assert failure["error"] == "SecurityError"
     assert factory.refused() == [*before, (RESEARCHER, "session: replayed counter")]
