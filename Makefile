@@ -32,7 +32,7 @@ format: .venv/dev ## Format the code, mend what ruff can mend, stamp the image w
 	sed -i.bak "s/^ARG CODE_HASH=.*/ARG CODE_HASH=$$($(BIN)/python -c 'from core.codehash import installed_code_hash; print(installed_code_hash())')/" deploy/Dockerfile && rm deploy/Dockerfile.bak
 
 bench: .venv/dev ## The claims about speed and learning, measured here
-	$(BIN)/python benchmarks/round_overhead.py
+	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/learning.py
 
 clean: ## Remove the environment and what tools left behind

@@ -32,13 +32,14 @@ from orchestrator.testbed.presets import AI4I_EXPERIMENT, AI4I_SCHEMA
 from orchestrator.testbed.samples import load_table, write_samples
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
     from types import TracebackType
     from typing import Self
 
     from core.enums import DataDistribution
     from core.messages import Preprocessing, ScoreCounts
+    from orchestrator.communication.memory import Handler
 
 RESEARCHER = "researcher@benchmark.example.com"
 
@@ -182,7 +183,7 @@ def merged(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
     return result
 
 
-def _handler(site: FactoryDataSite) -> Callable[[bytes, str], bytes]:
+def _handler(site: FactoryDataSite) -> Handler:
     return lambda request, email: site.handle(request, Caller(email=email, role=Role.RESEARCHER))
 
 

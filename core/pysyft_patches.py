@@ -1,6 +1,6 @@
 """What both PySyft edges need and PySyft 0.9.5 does not give: two corrections, two conventions.
 
-Only `datasite.server` and `orchestrator.communication.pysyft` import this module; importing it
+Only `datasite.pysyft` and `orchestrator.communication.pysyft` import this module; importing it
 applies the corrections, once, for the whole process.
 """
 

@@ -18,7 +18,7 @@ anything larger than the input is allocated.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import (
     Annotated,
@@ -37,14 +37,13 @@ from blake3 import blake3
 from pydantic import Field, TypeAdapter, ValidationError
 
 from core import messages
+from core.arena import Buffer
 from core.exceptions import ModelError, ProtocolError
 from core.limits import MAX_HEADER_BYTES, MAX_MESSAGE_BYTES
 from core.messages import Message, Parameters
 
 VERSION = "1"
 """Both sides must speak the same; see the rules of change in `core.messages`."""
-
-Buffer: TypeAlias = bytes | bytearray | memoryview
 
 _LENGTH_BYTES = 8
 _ALIGNMENT = 8
@@ -67,6 +66,8 @@ _DTYPES: Final = {
     "BOOL": torch.bool,
 }
 _DTYPE_NAMES: Final = {dtype: name for name, dtype in _DTYPES.items()}
+
+Allocate: TypeAlias = Callable[[int], bytearray | memoryview]
 
 M = TypeVar("M")
 
@@ -146,7 +147,7 @@ class Packed(Parameters):
 
     Attributes:
         control: A copy of that, likewise.
-        entries: How the body divides, as a head describes it.
+        said: How the body divides, as a head says it.
         body: The bytes of all.
         body_hash: Their name.
 
@@ -158,11 +159,11 @@ class Packed(Parameters):
         named = {f"{_PARAMETERS}/{name}": tensor for name, tensor in parameters.items()}
         named |= {f"control/{name}": tensor for name, tensor in (control or {}).items()}
         try:
-            self.entries, self.body = _pack(named)
+            entries, self.body, self.body_hash = _pack(named, bytearray)
+            self.said = _said(entries)
         except (ValueError, RuntimeError) as exc:
             raise ModelError(f"the parameters cannot be encoded: {exc}") from exc
-        self.body_hash = content_hash(self.body)
-        lying = _by_field(_unpack(self.entries, self.body))
+        lying = _by_field(_unpack(entries, self.body))
         self.control = lying.get("control", {})
         super().__init__(lying.get(_PARAMETERS, {}))
 
@@ -172,10 +173,14 @@ def _adapter() -> TypeAdapter[Message]:
     return TypeAdapter(Annotated[Message, Field(discriminator="kind")])
 
 
-def encode(message: Message) -> Parcel:
+def encode(message: Message, allocate: Allocate = bytearray) -> Parcel:
     """Give the bytes of `message`; equal messages have equal bytes.
 
     Where its parameters are `Packed`, and its control is theirs, their body is the message's.
+
+    Args:
+        message: What to say.
+        allocate: Gives the memory for the body.
 
     Raises:
         ModelError: A tensor cannot travel (sparse or complex), a number in the message is not
@@ -188,12 +193,11 @@ def encode(message: Message) -> Parcel:
     try:
         packed = tensors.get(_PARAMETERS)
         if isinstance(packed, Packed) and tensors.get("control", packed.control) is packed.control:
-            parcel = Parcel(_head(fields, packed.entries), packed.body, packed.body_hash)
+            parcel = Parcel(_head(fields, packed.said), packed.body, packed.body_hash)
         else:
-            entries, body = _pack(
-                {f"{f}/{name}": t for f, found in tensors.items() for name, t in found.items()}
-            )
-            parcel = Parcel(_head(fields, entries), body)
+            named = {f"{f}/{name}": t for f, found in tensors.items() for name, t in found.items()}
+            entries, body, body_hash = _pack(named, allocate)
+            parcel = Parcel(_head(fields, _said(entries)), body, body_hash)
         _require_size(len(parcel))
     except (ValueError, KeyError, RuntimeError, ProtocolError) as exc:
         raise ModelError(f"a {fields.get('kind')!r} message cannot be encoded: {exc}") from exc
@@ -246,11 +250,10 @@ def _kind_name(name: str) -> str:
     return str(get_args(get_type_hints(getattr(messages, name))["kind"])[0])
 
 
-def _head(fields: Mapping[str, Any], entries: Mapping[str, Any]) -> bytes:
+def _head(fields: Mapping[str, Any], entries: str) -> bytes:
     said = json.dumps({"version": VERSION, "fields": fields}, allow_nan=False, sort_keys=True)
-    header = json.dumps(
-        {_METADATA: {_MESSAGE: said}, **entries}, ensure_ascii=False, separators=(",", ":")
-    ).encode()
+    metadata = json.dumps({_MESSAGE: said}, ensure_ascii=False)
+    header = f'{{"{_METADATA}": {metadata}{entries}}}'.encode()
     header += b" " * (-len(header) % _ALIGNMENT)
     if len(header) > MAX_HEADER_BYTES:
         message = f"its header has {len(header)} bytes, more than {MAX_HEADER_BYTES}"
@@ -258,16 +261,28 @@ def _head(fields: Mapping[str, Any], entries: Mapping[str, Any]) -> bytes:
     return len(header).to_bytes(_LENGTH_BYTES, "little") + header
 
 
-def _pack(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, Any], bytearray]:
-    """Give how a head describes the tensors, and their bytes.
+def _said(entries: Mapping[str, Any]) -> str:
+    """Give the entries of a header as they follow others."""
+    return "".join(
+        f", {json.dumps(name, ensure_ascii=False)}: {json.dumps(entry)}"
+        for name, entry in entries.items()
+    )
+
+
+def _pack(
+    tensors: Mapping[str, torch.Tensor], allocate: Allocate
+) -> tuple[dict[str, Any], Buffer, bytes]:
+    """Give how a head describes the tensors, their bytes, and the name of these.
+
+    They are hashed while they are in the processor's cache.
 
     Raises:
         ValueError: A tensor cannot travel.
     """
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
     entries: dict[str, Any] = {}
-    body = bytearray(sum(tensor.numel() * tensor.element_size() for _, tensor in ordered))
-    view, begin = memoryview(body), 0
+    body = allocate(sum(tensor.numel() * tensor.element_size() for _, tensor in ordered))
+    view, hasher, begin = memoryview(body), blake3(), 0
     for name, tensor in ordered:
         plain = _plain(name, tensor)
         end = begin + plain.nbytes
@@ -277,9 +292,11 @@ def _pack(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, Any], bytearra
             "data_offsets": [begin, end],
         }
         if end > begin:
-            view[begin:end] = plain.reshape(-1).view(torch.uint8).numpy().data
+            memory = plain.reshape(-1).view(torch.uint8).numpy().data
+            view[begin:end] = memory
+            hasher.update(memory)
         begin = end
-    return entries, body
+    return entries, body, hasher.digest()
 
 
 def _plain(name: str, tensor: torch.Tensor) -> torch.Tensor:

@@ -6,17 +6,21 @@ hash, noted elsewhere, also proves that none was cut off the end.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from core.exceptions import SecurityError
 from datasite.ledger import AuditRow, Table, now
+from datasite.statements import Executes
 
 _FIRST = "0" * 64
 _TABLE = Table.metadata.tables[AuditRow.__tablename__]
+_APPEND = _TABLE.insert()
+_HASHED = ("previous_sha256", "seq", "at", "who", "action", "plan_id", "outcome", "detail")
 _NEWEST = select(_TABLE.c.seq, _TABLE.c.sha256).order_by(_TABLE.c.seq.desc()).limit(1)
 
 
@@ -38,24 +42,22 @@ class Entry:
     detail: dict[str, Any]
 
 
-def append(connection: Connection, entry: Entry) -> None:
+def append(connection: Executes, entry: Entry) -> None:
     """Add `entry` to the log within the caller's write transaction."""
     newest = connection.execute(_NEWEST).first()
     seq, sha256 = (newest.seq, newest.sha256) if newest else (0, _FIRST)
-    row = AuditRow(
-        seq=seq + 1,
-        at=now(),
-        who=entry.who,
-        action=entry.action,
-        plan_id=entry.plan_id,
-        outcome=entry.outcome,
-        detail=entry.detail,
-        previous_sha256=sha256,
-    )
-    row.sha256 = _digest(row)
+    row = {
+        "seq": seq + 1,
+        "at": now(),
+        "who": entry.who,
+        "action": entry.action,
+        "plan_id": entry.plan_id,
+        "outcome": entry.outcome,
+        "detail": entry.detail,
+        "previous_sha256": sha256,
+    }
     # Straight into the table: each round writes a row, and the session's bookkeeping costs more.
-    values = {c.name: getattr(row, c.name) for c in _TABLE.columns}
-    connection.execute(_TABLE.insert(), values)
+    connection.execute(_APPEND, {**row, "sha256": _digest(row)})
 
 
 def verify(session: Session) -> tuple[int, str]:
@@ -81,7 +83,7 @@ def _require_next(row: AuditRow, expected_seq: int, previous: str) -> None:
         raise SecurityError(f"audit row {expected_seq} is missing: row {row.seq} comes next")
     if row.previous_sha256 != previous:
         raise SecurityError(f"audit row {row.seq} does not follow from the row before it")
-    if row.sha256 != _digest(row):
+    if row.sha256 != _digest({name: getattr(row, name) for name in _HASHED}):
         raise SecurityError(f"audit row {row.seq} was changed after it was written")
 
 
@@ -99,7 +101,6 @@ def as_json(row: AuditRow) -> dict[str, Any]:
     }
 
 
-def _digest(row: AuditRow) -> str:
-    content = [row.seq, row.at, row.who, row.action, row.plan_id, row.outcome, row.detail]
-    text = json.dumps([row.previous_sha256, *content], sort_keys=True)
+def _digest(row: Mapping[str, Any]) -> str:
+    text = json.dumps([row[name] for name in _HASHED], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -6,19 +6,19 @@ without its audit row.
 """
 
 import os
+import sqlite3
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import (
     JSON,
-    Connection,
     ForeignKey,
     Index,
     LargeBinary,
-    Row,
     Select,
     create_engine,
     event,
@@ -27,6 +27,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from core.exceptions import DataSiteError
+from datasite.statements import Driven
+
+_PATIENCE_S: Final = 30.0
+"""How long one writer waits for another."""
 
 
 class Table(DeclarativeBase):
@@ -133,11 +137,11 @@ class Ledger:
             raise DataSiteError(
                 f"{site_id}: the ledger {path} cannot be made: {exc.strerror}", site_id=site_id
             ) from exc
-        self._engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": 30})
+        self._engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": _PATIENCE_S})
         event.listen(self._engine, "connect", _configure)
         event.listen(self._engine, "begin", _begin)
         self._writing = self._engine.execution_options(begin="BEGIN IMMEDIATE")
-        self._single = self._engine.execution_options(begin="")  # one query needs no transaction
+        self._reader, self._writer = _Driver(path), _Driver(path)
         with self._translated():
             Table.metadata.create_all(self._writing)
 
@@ -147,16 +151,23 @@ class Ledger:
         with self._translated(), Session(self._engine, expire_on_commit=False) as session:
             yield session
 
-    def rows(self, statement: Select[Any], **values: object) -> Sequence[Row[Any]]:
-        """Give the rows of one query of columns, without the cost of a session."""
-        with self._translated(), self._single.connect() as connection:
-            return connection.execute(statement, values).all()
+    def rows(self, statement: Select[Any], **values: object) -> Sequence[Any]:
+        """Give the rows of one query of columns, as they are now, without a session's cost."""
+        with self._translated(), self._reader.open() as connection:
+            return Driven(connection).execute(statement, values).all()
 
     @contextmanager
-    def transaction(self) -> Iterator[Connection]:
-        """Give a connection that writes, all or nothing as `write`, without a session's cost."""
-        with self._translated(), self._writing.begin() as connection:
-            yield connection
+    def transaction(self) -> Iterator[Driven]:
+        """Give what writes, all or nothing as `write`, without a session's cost."""
+        with self._translated(), self._writer.open() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield Driven(connection)
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
 
     @contextmanager
     def write(self) -> Iterator[Session]:
@@ -171,18 +182,51 @@ class Ledger:
 
     def close(self) -> None:
         """Close the file."""
+        self._reader.close()
+        self._writer.close()
         self._engine.dispose()
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except SQLAlchemyError as exc:
+        except (SQLAlchemyError, sqlite3.Error) as exc:
             cause = getattr(exc, "orig", None) or exc
             raise DataSiteError(
                 f"{self._site_id}: the ledger cannot be used ({cause}); is the disk full?",
                 site_id=self._site_id,
             ) from exc
+
+
+class _Driver:
+    """A kept connection of SQLite's driver, for one thread at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._connection: sqlite3.Connection | None = None
+        self._using = threading.Lock()
+
+    @contextmanager
+    def open(self) -> Iterator[sqlite3.Connection]:
+        """Give the connection; after an error of SQLite's it is made anew."""
+        with self._using:
+            if self._connection is None:
+                self._connection = sqlite3.connect(
+                    self._path, timeout=_PATIENCE_S, check_same_thread=False
+                )
+                _configure(self._connection, None)
+            try:
+                yield self._connection
+            except sqlite3.Error:
+                self._connection.close()
+                self._connection = None
+                raise
+
+    def close(self) -> None:
+        with self._using:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
 
 
 def now() -> str:

@@ -95,8 +95,8 @@ class Plans:
         Raises:
             PlanError: It is bound to other code than is installed here.
         """
-        self._require_installed_code(proposal["code_hash"])
-        plan_id = _plan_id(proposal, caller.email)
+        require_installed_code(proposal["code_hash"], site_id=self._site_id)
+        plan_id = plan_id_of(proposal, caller.email)
         with self._ledger.write() as session:
             row = session.get(PlanRow, plan_id)
             if row is None:
@@ -190,38 +190,17 @@ class Plans:
             raise self._refusal(plan, f"is {plan.status.name} ({plan.reason})")
         if plan.is_expired:
             raise self._refusal(plan, f"expired at {plan.expires_at}")
-        self._require_installed_code(plan.proposal["code_hash"])
+        require_installed_code(plan.proposal["code_hash"], site_id=self._site_id)
         return plan
 
     def require_covers(self, plan: Plan, request: TrainRequest | EvaluateRequest) -> None:
-        """Do nothing when `request` stays within what was approved.
-
-        The learning rate may be lower than in the plan, for a schedule; all else must be equal.
+        """Do nothing when `request` stays within what was approved; see `excess_of`.
 
         Raises:
             PlanError: Another model, algorithm or setting, or a round too many.
         """
-        agreed = plan.proposal
-        if request["round_num"] >= agreed["rounds"]:
-            raise self._refusal(
-                plan, f"covers rounds 0 to {agreed['rounds'] - 1}, not {request['round_num']}"
-            )
-        if request["model"] != agreed["model"]:
-            raise self._refusal(plan, "was approved for another model")
-        if request["kind"] == "evaluate":
-            return
-        if request["algorithm"] != agreed["algorithm"]:
-            raise self._refusal(plan, "was approved for another algorithm")
-        asked, allowed = request["training"], agreed["training"]
-        if (
-            asked["learning_rate"] > allowed["learning_rate"]
-            or {
-                **asked,
-                "learning_rate": allowed["learning_rate"],
-            }
-            != allowed
-        ):
-            raise self._refusal(plan, "was approved for other training settings")
+        if excess := excess_of(request, plan.proposal):
+            raise self._refusal(plan, excess)
 
     def _apply_policy(self, session: Session, row: PlanRow) -> None:
         proposal = _as_plan(row).proposal
@@ -247,19 +226,51 @@ class Plans:
         entry = audit.Entry(who=who, action=action, plan_id=row.plan_id, detail=detail)
         audit.append(session.connection(), entry)
 
-    def _require_installed_code(self, code_hash: str) -> None:
-        if code_hash != installed_code_hash():
-            raise PlanError(
-                f"{self._site_id}: the plan is bound to training code {code_hash[:12]}, installed "
-                f"is {installed_code_hash()[:12]}; start a new run to propose a new plan",
-                site_id=self._site_id,
-            )
-
     def _refusal(self, plan: Plan, why: str) -> PlanError:
-        return PlanError(f"{self._site_id}: plan {plan.plan_id[:12]} {why}", site_id=self._site_id)
+        return plan_refusal(self._site_id, plan.plan_id, why)
 
 
-def _plan_id(proposal: PlanProposal, researcher: str) -> str:
+def excess_of(request: TrainRequest | EvaluateRequest, agreed: PlanProposal) -> str:
+    """Say in what `request` goes beyond what was agreed; nothing when it stays within.
+
+    The learning rate may be lower than in the plan, for a schedule; all else must be equal.
+    """
+    if request["round_num"] >= agreed["rounds"]:
+        return f"covers rounds 0 to {agreed['rounds'] - 1}, not {request['round_num']}"
+    if request["model"] != agreed["model"]:
+        return "was approved for another model"
+    if request["kind"] == "evaluate":
+        return ""
+    if request["algorithm"] != agreed["algorithm"]:
+        return "was approved for another algorithm"
+    asked, allowed = request["training"], agreed["training"]
+    highest = allowed["learning_rate"]
+    if asked["learning_rate"] > highest or {**asked, "learning_rate": highest} != allowed:
+        return "was approved for other training settings"
+    return ""
+
+
+def plan_refusal(site_id: str, plan_id: str, why: str) -> PlanError:
+    """Give the error of a request that the plan does not allow; `why` goes on after its name."""
+    return PlanError(f"{site_id}: plan {plan_id[:12]} {why}", site_id=site_id)
+
+
+def require_installed_code(code_hash: str, *, site_id: str) -> None:
+    """Do nothing when a plan is bound to the training code that is installed here.
+
+    Raises:
+        PlanError: It is bound to other code.
+    """
+    if code_hash != installed_code_hash():
+        raise PlanError(
+            f"{site_id}: the plan is bound to training code {code_hash[:12]}, installed "
+            f"is {installed_code_hash()[:12]}; start a new run to propose a new plan",
+            site_id=site_id,
+        )
+
+
+def plan_id_of(proposal: PlanProposal, researcher: str) -> str:
+    """Give the plan's id: the SHA-256 of what is proposed and by whom."""
     text = json.dumps([researcher, proposal], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

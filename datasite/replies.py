@@ -10,11 +10,13 @@ import os
 from pathlib import Path
 from typing import Final, TypedDict
 
-from sqlalchemy import Connection, bindparam, delete, insert, select
+from sqlalchemy import bindparam, delete, func, insert, select
 
+from core.arena import Buffer
 from core.exceptions import DataSiteError
-from core.wire import Buffer, Parcel, content_hash
+from core.wire import Parcel, content_hash
 from datasite.ledger import Ledger, ReplyRow, Table
+from datasite.statements import Executes
 
 _ROUNDS_KEPT: Final = 2
 """A resumed run asks for the round it was in or the one before; older replies are dropped."""
@@ -47,9 +49,12 @@ class Replies:
         self._ledger = ledger
         self._folder = folder
         self._site_id = site_id
+        self._newest_of: dict[tuple[str, str], int] = {}
 
     def find(self, answers: Answers) -> Parcel | None:
         """Give the reply to this very request, or None when it was not answered yet."""
+        if answers["round_num"] > self._newest(answers["plan_id"], answers["kind"]):
+            return None
         rows = self._ledger.rows(_ANSWER, **answers)
         if not rows:
             return None
@@ -59,7 +64,7 @@ class Replies:
             return None
         return Parcel(bytes(row.head), body, bytes(row.body_hash))
 
-    def keep(self, connection: Connection, answers: Answers, reply: Parcel) -> None:
+    def keep(self, connection: Executes, answers: Answers, reply: Parcel) -> None:
         """Store a reply within the caller's transaction, instead of one to another request.
 
         Raises:
@@ -75,9 +80,22 @@ class Replies:
             "file": file,
         }
         connection.execute(_REPLACE, row)
+        newest = self._newest(answers["plan_id"], answers["kind"])
+        self._newest_of[answers["plan_id"], answers["kind"]] = max(newest, answers["round_num"])
         oldest = answers["round_num"] - _ROUNDS_KEPT
         values = {"of_plan": answers["plan_id"], "of_kind": answers["kind"], "oldest": oldest}
         connection.execute(_FORGET, values)
+
+    def _newest(self, plan_id: str, kind: str) -> int:
+        """Give a round after which none was answered; -1 when none was. Only this process answers.
+
+        So the ledger need not be asked in each round.
+        """
+        key = plan_id, kind
+        if key not in self._newest_of:
+            rows = self._ledger.rows(_NEWEST, of_plan=plan_id, of_kind=kind)
+            self._newest_of[key] = -1 if rows[0][0] is None else int(rows[0][0])
+        return self._newest_of[key]
 
     def _write(self, answers: Answers, body: Buffer) -> str:
         """Write a body over that of a round whose row goes; the file's name."""
@@ -126,6 +144,9 @@ def _plan_of(name: str) -> str:
 _TABLE = Table.metadata.tables[ReplyRow.__tablename__]
 _ANSWER = select(_TABLE.c.head, _TABLE.c.body, _TABLE.c.body_hash, _TABLE.c.file).where(
     *(_TABLE.c[name] == bindparam(name) for name in ("plan_id", "round_num", "kind", "request"))
+)
+_NEWEST = select(func.max(_TABLE.c.round_num)).where(
+    _TABLE.c.plan_id == bindparam("of_plan"), _TABLE.c.kind == bindparam("of_kind")
 )
 _REPLACE = insert(_TABLE).prefix_with("OR REPLACE")
 _FORGET = delete(_TABLE).where(

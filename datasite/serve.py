@@ -42,6 +42,7 @@ def serve(config: SiteConfig) -> None:
         handle=site.handle,
         tls=tls,
         on_refused=lambda email, path: _note_refusal(site, email, path),
+        allocate=site.allocate,
     )
     try:
         site.open(config)

@@ -17,7 +17,7 @@ from loguru import logger
 from starlette.types import Receive, Scope, Send
 
 from core.exceptions import ConfigurationError, DataSiteError, ProtocolError
-from core.wire import Parcel
+from core.wire import Allocate, Parcel
 from datasite import session_route
 from datasite.caller import Caller, Role
 from datasite.identity import Identity, require_email, require_strong_password
@@ -60,6 +60,7 @@ class PySyftServer:
         tls: With it the site speaks https, and takes up a renewed certificate on SIGHUP.
         on_ready: Called once, when the site answers.
         on_refused: Told of each refused call: the caller's e-mail ("" for a stranger), the path.
+        allocate: Gives memory for what comes in.
 
     Raises:
         ConfigurationError: The operator's e-mail or password will not do.
@@ -78,6 +79,7 @@ class PySyftServer:
         tls: "SiteTls | None" = None,
         on_ready: Callable[[], None] = _nobody_asks,
         on_refused: Callable[[str, str], None] = _log_refusal,
+        allocate: Allocate = bytearray,
     ) -> None:
         self.site_id = site_id
         self.port = port
@@ -90,6 +92,7 @@ class PySyftServer:
         self._tls = tls
         self._on_ready = on_ready
         self._on_refused = on_refused
+        self._allocate = allocate
         self._socket: socket.socket | None = None
         self._site: PySyftSite | None = None
 
@@ -203,6 +206,7 @@ class PySyftServer:
             caller_of=site.caller_of,
             handle=self._handle,
             on_refused=self._on_refused,
+            allocate=self._allocate,
         )
 
     def _opened(self) -> "PySyftSite":
@@ -220,7 +224,7 @@ class PySyftServer:
 
     def _bind(self) -> socket.socket:
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
-        taken = socket.socket(family, socket.SOCK_STREAM)
+        taken = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             taken.bind((self._host, self.port))

@@ -24,6 +24,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from core import wire
+from core.arena import Buffer
 from core.exceptions import FederatedLearningError, SecurityError
 from core.limits import MAX_HEADER_BYTES, MAX_MESSAGE_BYTES
 from core.sessions import is_tag, tag
@@ -35,6 +36,7 @@ from datasite.sessions import Session, Sessions
 PATH: Final = "/api/v2/session"
 
 _BINARY: Final = "application/octet-stream"
+_JOINED_BYTES: Final = 1 << 17
 _EMPTY: Final = wire.content_hash()
 _ENDS: Final = {408: {"Connection": "close"}, 413: {"Connection": "close"}}
 """After these the connection is closed, whatever else is on its way over it."""
@@ -73,6 +75,7 @@ class SessionRoute:
         caller_of: Gives the account behind a verify key as it is now; None when it may do nothing.
         handle: The site.
         on_refused: Told of each refusal: the account's e-mail, what was refused.
+        allocate: Gives memory for a body.
     """
 
     def __init__(
@@ -83,12 +86,14 @@ class SessionRoute:
         caller_of: Callable[[str], Caller | None],
         handle: Callable[[Parcel, Caller], Parcel],
         on_refused: Callable[[str, str], None],
+        allocate: wire.Allocate = bytearray,
     ) -> None:
         self._site_id = site_id
         self._sessions = sessions
         self._caller_of = caller_of
         self._handle = handle
         self._on_refused = on_refused
+        self._allocate = allocate
 
     async def answer(self, request: Request) -> "Response | Sealed":
         """Answer one request."""
@@ -176,9 +181,9 @@ class SessionRoute:
 
     async def _body(
         self, rest: bytes, chunks: AsyncIterator[bytes], envelope: _Envelope
-    ) -> bytearray:
+    ) -> bytearray | memoryview:
         """Give the body, into memory of its size and hashed as it comes in."""
-        body = bytearray(envelope.body_bytes)
+        body = self._allocate(envelope.body_bytes)
         view, hasher, received = memoryview(body), blake3(), 0
         chunk: bytes | None = rest
         while chunk is not None:
@@ -207,7 +212,7 @@ class SessionRoute:
             raise _Refused(401, "no such session; open one by a signed call")
 
     @staticmethod
-    def _known_body(envelope: _Envelope) -> bytes | bytearray:
+    def _known_body(envelope: _Envelope) -> Buffer:
         known, body = envelope.session.body
         if known == envelope.body_hash:
             return body
@@ -269,6 +274,8 @@ class Sealed:
                 "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
             }
         )
-        await send({"type": "http.response.body", "body": head, "more_body": len(body) > 0})
-        if len(body):
+        if len(body) <= _JOINED_BYTES:
+            await send({"type": "http.response.body", "body": self._reply.joined()})
+        else:
+            await send({"type": "http.response.body", "body": head, "more_body": True})
             await send({"type": "http.response.body", "body": body})

@@ -12,6 +12,7 @@ from typing import Final
 
 from cryptography.hazmat.primitives import serialization
 
+from core.arena import Buffer
 from core.exceptions import SecurityError
 from core.sessions import PUBLIC_BYTES, Parties, SessionKeys, derive_keys, new_half, new_session_id
 
@@ -50,7 +51,7 @@ class Session:
         self.caller_key = caller_key
         self.email = email
         self.keys = keys
-        self.body: tuple[bytes, bytes | bytearray] = _NO_BODY
+        self.body: tuple[bytes, Buffer] = _NO_BODY
         self.refusals = 0
         self._ends_at = ends_at
         self._highest = 0
@@ -153,7 +154,7 @@ class Sessions:
         with self._changing:
             self._forget(session_id)
 
-    def keep_body(self, session: Session, body_hash: bytes, body: bytes | bytearray) -> None:
+    def keep_body(self, session: Session, body_hash: bytes, body: Buffer) -> None:
         """Keep the body of the session's last request, in place of the one before."""
         with self._changing:
             if session.session_id not in self._open:

@@ -118,6 +118,12 @@ class FactoryDataSite(DataSiteInterface):
         self._trainer = self._start_trainer(config)
         self._opened.callback(self._trainer.close)
 
+    def allocate(self, size_bytes: int) -> bytearray | memoryview:
+        """Give memory for a request's body, where the trainer finds it the quickest."""
+        return (
+            bytearray(size_bytes) if self._trainer is None else self._trainer.allocate(size_bytes)
+        )
+
     def close(self) -> None:
         """End the trainer and close the ledger, as far as they were opened."""
         self._opened.close()

@@ -5,10 +5,13 @@ state whose update was lost on its way is never built on, and a run that goes on
 checkpoint finds the state of that time.
 """
 
-from sqlalchemy import Connection, bindparam, delete, insert, select
+from collections.abc import Mapping
+
+from sqlalchemy import bindparam, delete, insert, select
 
 from core.exceptions import DataSiteError
 from datasite.ledger import Ledger, StateRow, Table
+from datasite.statements import Executes
 
 _STATES_KEPT = 4
 """A run can go back to the oldest of its three checkpoints, and no further."""
@@ -37,31 +40,46 @@ class States:
         """
         found = self._ledger.rows(_ONE, plan_id=plan_id, round_num=round_num)
         if not found:
-            raise DataSiteError(
-                f"{self._site_id}: has no state of plan {plan_id[:12]} after round {round_num}: it "
-                "was not trained then, or more than a few rounds ago; start a new run",
-                site_id=self._site_id,
-            )
+            raise no_such_state(self._site_id, plan_id, round_num)
         return bytes(found[0].state)
 
     @staticmethod
     def keep(
-        connection: Connection, plan_id: str, round_num: int, state: bytes, *, follows: int
+        connection: Executes, plan_id: str, round_num: int, state: bytes, *, follows: int
     ) -> None:
-        """Store a state within the caller's transaction; what no run can go back to is dropped.
-
-        Kept are the last rounds, counted or not, and the last few that the orchestrator counted:
-        the state that this one follows, the one that that follows, and so on.
-        """
+        """Store a state within the caller's transaction; what no run can go back to is dropped."""
         values = {"plan_id": plan_id, "round_num": round_num, "state": state, "follows": follows}
         connection.execute(_REPLACE, values)
         before = {row.round_num: row.follows for row in connection.execute(_ALL, {"of": plan_id})}
-        kept = {number for number in before if number > round_num - _STATES_KEPT}
-        for _ in range(_STATES_KEPT - 1):  # and this one
-            kept.add(follows)
-            follows = before.get(follows, NOTHING)
-        for number in before.keys() - kept:
+        for number in before.keys() - rounds_to_keep(before, round_num):
             connection.execute(_FORGET, {"of": plan_id, "number": number})
+
+
+def rounds_to_keep(follows: Mapping[int, int], round_num: int) -> set[int]:
+    """Give the rounds whose states a run can go back to from `round_num`.
+
+    They are the last rounds, counted or not, and the last few that the orchestrator counted: the
+    state that the round's own follows, the one that that follows, and so on.
+
+    Args:
+        follows: For each round with a state, `round_num` among them, the round it builds on.
+        round_num: The newest.
+    """
+    kept = {number for number in follows if number > round_num - _STATES_KEPT}
+    counted = round_num
+    for _ in range(_STATES_KEPT):
+        kept.add(counted)
+        counted = follows.get(counted, NOTHING)
+    return kept
+
+
+def no_such_state(site_id: str, plan_id: str, round_num: int) -> DataSiteError:
+    """Give the error of a site that is asked to build on a state it has not."""
+    return DataSiteError(
+        f"{site_id}: has no state of plan {plan_id[:12]} after round {round_num}: it "
+        "was not trained then, or more than a few rounds ago; start a new run",
+        site_id=site_id,
+    )
 
 
 _TABLE = Table.metadata.tables[StateRow.__tablename__]

@@ -14,9 +14,11 @@ from core.models import available_models
 from orchestrator.aggregation import Aggregator
 from orchestrator.algorithms import ALGORITHMS, AlgorithmChoice
 from orchestrator.algorithms.fedavg import FedAvgSettings
+from orchestrator.federation import SiteAddress, load_federation
 from orchestrator.participation import Participation
 from orchestrator.schedule import Constant, LocalTraining, ScheduleChoice
 from orchestrator.section import Section
+from orchestrator.simulation import Simulation, Transport
 from orchestrator.stopping import EarlyStopping
 
 _FOCAL_GAMMA = 2.0  # as its authors found best
@@ -154,8 +156,10 @@ class ExperimentConfig(Section):
     """Everything in `experiment.yaml`.
 
     Attributes:
+        transport: Over PySyft, or in memory.
         sites: Path of the sites file; a relative path starts at the current folder, and is kept
-            in full, so that a run can be resumed from another.
+            in full, so that a run can be resumed from another. In memory it may be left out.
+        simulation: In memory, and there only: the data of the sites.
         dataset: The name under which every site has registered its data.
         min_sites: Fewest updates that make a round; by default every site that was drawn for it
             must answer.
@@ -166,7 +170,9 @@ class ExperimentConfig(Section):
     seed: int = Field(default=0, ge=0, le=_LARGEST_SEED)
     rounds: int = Field(ge=1)
     dataset: str = Field(min_length=1)
-    sites: Annotated[Path, AfterValidator(Path.absolute)]
+    transport: Transport = Transport.LIVE
+    sites: Annotated[Path, AfterValidator(Path.absolute)] | None = None
+    simulation: Simulation | None = None
     participation: Participation = Participation()
     min_sites: int | None = Field(default=None, ge=1)
     algorithm: AlgorithmChoice = FedAvgSettings()
@@ -186,6 +192,17 @@ class ExperimentConfig(Section):
         if mistakes:
             raise ValueError("; ".join(mistakes))
         return self
+
+    def addresses(self) -> tuple[SiteAddress, ...]:
+        """Give the sites of the federation, live or simulated.
+
+        Raises:
+            ConfigurationError: The sites file has mistakes, or a simulated site lacks its data.
+        """
+        if self.simulation is not None:
+            return self.simulation.addresses(self.sites)
+        assert self.sites is not None  # noqa: S101 - `_can_be_run` sees to it
+        return load_federation(self.sites).sites
 
     def training_settings(self) -> TrainingSettings:
         """Give the training settings as messages hold them; the learning rate is the highest."""
@@ -237,6 +254,7 @@ def refusals(config: ExperimentConfig) -> list[str]:
     kind, training = ALGORITHMS[config.algorithm.name], config.training_settings()
     level = config.privacy.level
     mistakes = [
+        *_transport_refusals(config),
         *kind.refusals(config.algorithm, training),
         *kind.privacy_refusals(config.algorithm, level),
     ]
@@ -258,6 +276,26 @@ def refusals(config: ExperimentConfig) -> list[str]:
     named = config.participation.sites
     if named and not config.participation.tags and (config.min_sites or 1) > len(named):
         mistakes.append(f"min_sites is {config.min_sites}, but only {len(named)} sites participate")
+    return mistakes
+
+
+def _transport_refusals(config: ExperimentConfig) -> list[str]:
+    is_live, has_data = config.transport is Transport.LIVE, config.simulation is not None
+    mistakes = []
+    if is_live and config.sites is None:
+        mistakes.append(
+            "sites: missing; name the sites file, or simulate the sites with transport: memory"
+        )
+    if is_live and has_data:
+        mistakes.append(
+            "simulation: is for transport: memory, and transport is live; leave out one or set the "
+            "other"
+        )
+    if not is_live and not has_data:
+        mistakes.append(
+            "simulation: missing; transport: memory needs `simulation: {data: FOLDER, schema: "
+            "FILE}`, a folder with a file for each site"
+        )
     return mistakes
 
 

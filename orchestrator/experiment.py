@@ -28,7 +28,6 @@ from orchestrator.agreement import (
 from orchestrator.algorithms import ALGORITHMS, Algorithm, build_algorithm
 from orchestrator.communication.base import SiteCommunication
 from orchestrator.configuration import ExperimentConfig
-from orchestrator.federation import load_federation
 from orchestrator.fleet import Answers, Fleet
 from orchestrator.metrics import MetricsCollector
 from orchestrator.observer import Observer
@@ -103,7 +102,7 @@ class ExperimentOrchestrator(OrchestratorInterface):
         return self._store.results(experiment_id)
 
     def _run(self, run_id: str, config: ExperimentConfig) -> None:
-        addresses = load_federation(config.sites).sites
+        addresses = config.addresses()
         chosen = config.participation.choose(addresses)
         config.require_enough(len(chosen))
         fleet = Fleet(self._communicate(config), addresses, attempts=config.limits.attempts)

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Final, Self
+from typing import Annotated, Any, Final, Self, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, EmailStr, Field, SecretStr, model_validator
@@ -29,7 +29,19 @@ def _site_url(url: str) -> str:
     return url
 
 
-class SiteAddress(Section):
+class Member(Section):
+    """A site that is only known by its name: one that is simulated has no address.
+
+    Attributes:
+        site_id: Its name.
+        tags: Words by which an experiment can choose its sites.
+    """
+
+    site_id: str = Field(pattern=SITE_ID)
+    tags: tuple[str, ...] = ()
+
+
+class SiteAddress(Member):
     """How to reach one site, and as whom.
 
     Attributes:
@@ -43,13 +55,11 @@ class SiteAddress(Section):
         tags: Words by which an experiment can choose its sites.
     """
 
-    site_id: str = Field(pattern=SITE_ID)
     url: Annotated[str, AfterValidator(_site_url)]
     email: EmailStr
     password: SecretStr | None = None
     password_file: Path | None = None
     ca_file: Path | None = None
-    tags: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _one_password(self) -> Self:
@@ -85,7 +95,10 @@ class SiteAddress(Section):
         return named if self.ca_file is None else {**named, "ca_file": str(self.ca_file)}
 
 
-def _different(sites: tuple[SiteAddress, ...]) -> tuple[SiteAddress, ...]:
+_Named = TypeVar("_Named", bound=Member)
+
+
+def _different(sites: tuple[_Named, ...]) -> tuple[_Named, ...]:
     names = [site.site_id for site in sites]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
@@ -100,15 +113,56 @@ class Federation(Section):
     sites: Annotated[tuple[SiteAddress, ...], Field(min_length=1), AfterValidator(_different)]
 
 
+class Members(Section):
+    """A sites file of which names and tags are read."""
+
+    sites: Annotated[tuple[Member, ...], Field(min_length=1), AfterValidator(_different)]
+
+
 def load_federation(path: Path) -> Federation:
     """Read a sites file.
 
     Raises:
         ConfigurationError: With every mistake and its place in the file.
     """
-    federation = parse(read_yaml(path), Federation, source=str(path))
+    federation = parse(_read(path), Federation, source=str(path))
     base = path.resolve().parent
     return Federation(sites=tuple(_starting_at(base, site) for site in federation.sites))
+
+
+def load_members(path: Path) -> tuple[Member, ...]:
+    """Read the names and tags of a sites file; addresses and accounts may be anything.
+
+    Raises:
+        ConfigurationError: With every mistake and its place in the file.
+    """
+    raw = _read(path)
+    if isinstance(raw, dict) and isinstance(raw.get("sites"), list):
+        raw = {**raw, "sites": [_without_account(site) for site in raw["sites"]]}
+    return parse(raw, Members, source=str(path)).sites
+
+
+def _without_account(site: Any) -> Any:  # noqa: ANN401 - a YAML value, judged by `Members`
+    if not isinstance(site, dict):
+        return site
+    return {name: value for name, value in site.items() if name in Member.model_fields}
+
+
+def _read(path: Path) -> Any:  # noqa: ANN401 - a YAML value, judged by who asks
+    """Give the content of what should be a sites file.
+
+    Raises:
+        ConfigurationError: It cannot be read, or it is an experiment.
+    """
+    raw = read_yaml(path)
+    if isinstance(raw, dict) and {"rounds", "dataset"} <= raw.keys():
+        advice = (
+            "its sites are simulated, and need no log-in"
+            if raw.get("transport") == "memory"
+            else "give the sites file that it names"
+        )
+        raise ConfigurationError(f"{path}: is an experiment and no sites file; {advice}")
+    return raw
 
 
 def _starting_at(base: Path, site: SiteAddress) -> SiteAddress:

@@ -68,7 +68,12 @@ class Fleet:
     ) -> None:
         self.communication = communication
         self._addresses = {site.site_id: site for site in sites}
-        self._attempts = attempts
+        self._retrying = Retrying(
+            retry=retry_if_exception(_is_retryable),
+            stop=stop_after_attempt(attempts),
+            wait=wait_exponential_jitter(initial=_FIRST_WAIT_S, max=_LONGEST_WAIT_S),
+            reraise=True,
+        )
         self._crew = Crew(communication.most_at_once)
         self._room = Room()
         communication.admit = self._room.enter
@@ -136,11 +141,7 @@ class Fleet:
             self.communication.disconnect_from_datasite(site_id)
 
     def _persistently(self, question: Callable[[str], T], site_id: str) -> T:
-        attempts = Retrying(
-            retry=retry_if_exception(_is_retryable),
-            stop=stop_after_attempt(self._attempts),
-            wait=wait_exponential_jitter(initial=_FIRST_WAIT_S, max=_LONGEST_WAIT_S),
-            reraise=True,
+        attempts = self._retrying.copy(
             before_sleep=lambda state: logger.bind(site_id=site_id).warning(
                 "{}: attempt {} failed ({}); trying again",
                 site_id,

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from core.exceptions import ConfigurationError
 from core.seeds import derive_seed
 from orchestrator.federation import SiteAddress
+from orchestrator.naming import listed
 from orchestrator.section import Section
 
 
@@ -61,8 +62,8 @@ class Participation(Section):
             unknown = sorted(set(asked or ()) - there)
             if unknown:
                 raise ConfigurationError(
-                    f"participation.{what}: {', '.join(unknown)} not in the sites file; "
-                    f"there are: {', '.join(sorted(there)) or 'none'}"
+                    f"participation.{what}: {listed(unknown)} not among the sites; "
+                    f"there are: {listed(sorted(there))}"
                 )
         if self.sites is None and self.tags is None:
             return tuple(sorted(known))

@@ -12,9 +12,11 @@ from rich.table import Table
 
 from core.enums import ExperimentStatus
 from core.jsontext import as_json
+from orchestrator.naming import listed
 from orchestrator.observer import Observer
 
 _ROUNDS_SHOWN = 8
+_MISSING_SHOWN = 4
 
 
 def best_observer(*, as_json: bool) -> Observer:
@@ -63,9 +65,8 @@ class PlainLines(Observer):
 
     def connected(self, run_id: str, site_ids: Sequence[str], missing: Mapping[str, str]) -> None:
         """See `Observer`."""
-        self._write(f"run {run_id}: connected to {', '.join(site_ids) or 'no site'}")
-        for site_id, why in missing.items():
-            self._write(f"  {site_id} is missing: {why}")
+        self._write(f"run {run_id}: connected to {listed(site_ids, otherwise='no site')}")
+        self._write_missing(missing)
 
     def waiting(self, run_id: str, site_ids: Sequence[str]) -> None:
         """See `Observer`."""
@@ -83,13 +84,16 @@ class PlainLines(Observer):
             f"round {cells[0]:>4}  sites {cells[1]}  train loss {cells[2]}  loss {cells[3]}  "
             f"PR-AUC {cells[4]}  {cells[5]} s"
         )
-        for site_id, why in record["missing"].items():
-            self._write(f"  {site_id} is missing: {why}")
+        self._write_missing(record["missing"])
 
     def finished(self, run_id: str, status: ExperimentStatus, message: str) -> None:
         """See `Observer`."""
         first_line = message.splitlines()[0] if message else ""
         self._write(f"run {run_id}: {status.name}{': ' + first_line if first_line else ''}")
+
+    def _write_missing(self, missing: Mapping[str, str]) -> None:
+        for line in _missing(missing):
+            self._write(f"  {line}")
 
     def _write(self, line: str) -> None:
         self._stream.write(line + "\n")
@@ -118,7 +122,7 @@ class LiveDisplay(Observer):
 
     def connected(self, run_id: str, site_ids: Sequence[str], missing: Mapping[str, str]) -> None:
         """See `Observer`."""
-        names = ", ".join(site_ids) or "no site"
+        names = listed(site_ids, otherwise="no site")
         self._console.print(f"run [bold]{escape(run_id)}[/]: connected to {names}")
         self._print_missing(missing)
 
@@ -152,9 +156,10 @@ class LiveDisplay(Observer):
         )
 
     def _print_missing(self, missing: Mapping[str, str]) -> None:
-        for site_id, why in missing.items():
-            line = f"  [yellow]{site_id} is missing[/]: {escape(why)}"
-            self._console.print(line, highlight=False)
+        for line in _missing(missing):
+            who, is_missing, why = line.partition(" missing")
+            shown = f"  [yellow]{escape(who)}{is_missing}[/]{escape(why)}"
+            self._console.print(shown, highlight=False)
 
     def _draw(self) -> None:
         table = Table("round", "sites", "train loss", "loss", "PR-AUC", "seconds", box=None)
@@ -165,9 +170,18 @@ class LiveDisplay(Observer):
         self._live.update(Group(table, self._bar))
 
 
+def _missing(missing: Mapping[str, str]) -> list[str]:
+    """Say of the first few why they are missing, and count the rest, which the record names."""
+    lines = [f"{site_id} is missing: {why}" for site_id, why in missing.items()]
+    hidden = len(lines) - _MISSING_SHOWN
+    if hidden <= 1:
+        return lines
+    return [*lines[:_MISSING_SHOWN], f"{hidden} more are missing"]
+
+
 def _waiting(site_ids: Sequence[str]) -> str:
     return (
-        f"waiting for the operators of {', '.join(site_ids)} to approve the plan "
+        f"waiting for the operators of {listed(site_ids)} to approve the plan "
         "('datasite plans list' there)"
     )
 

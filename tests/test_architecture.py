@@ -30,8 +30,17 @@ from orchestrator.configuration import load_experiment
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("core", "datasite", "orchestrator")
 
-PYSYFT_EDGES = {"datasite/server.py", "orchestrator/communication/pysyft.py"}
+PYSYFT_EDGES = {
+    "datasite/pysyft/accounts.py",
+    "datasite/pysyft/datasets.py",
+    "datasite/pysyft/edge.py",
+    "datasite/pysyft/hardened.py",
+    "datasite/pysyft/opening.py",
+    "datasite/pysyft/roles.py",
+    "orchestrator/communication/pysyft.py",
+}
 PATCHES = "core/pysyft_patches.py"
+SIMULATION_BRIDGE = "orchestrator/communication/simulated.py"
 
 PUBLIC_NAMES = [
     "ModelInterface",
@@ -171,7 +180,17 @@ def importers(module: str) -> set[str]:
 )
 def test_no_package_imports_what_is_above_or_beside_it(package: str, forbidden: str) -> None:
     """Sites and orchestrator know `core` and not each other; `core` knows neither."""
-    assert not [file for file in importers(forbidden) if file.startswith(f"{package}/")]
+    above = {file for file in importers(forbidden) if file.startswith(f"{package}/")}
+    assert above <= {SIMULATION_BRIDGE}
+
+
+def test_simulated_sites_are_reached_over_one_bridge() -> None:
+    """It knows the door of the simulation, and nothing of a site behind that; it is loaded late."""
+    known = {name for name in imports(ROOT / SIMULATION_BRIDGE) if name.startswith("datasite.")}
+    assert known == {"datasite.simulation.Setup", "datasite.simulation.SimulatedFederation"}
+    bridge = SIMULATION_BRIDGE.removesuffix(".py").replace("/", ".")
+    assert importers(bridge) == {"orchestrator/cli/app.py"}
+    assert imported_with("orchestrator.experiment", ("datasite",)) == []
 
 
 def test_pysyft_is_imported_at_its_two_edges_only() -> None:
@@ -180,8 +199,17 @@ def test_pysyft_is_imported_at_its_two_edges_only() -> None:
 
 
 def test_the_corrections_to_pysyft_are_imported_at_its_two_edges_only() -> None:
-    """Importing them changes PySyft for the whole process."""
-    assert importers("core.pysyft_patches") == PYSYFT_EDGES
+    """Importing them changes PySyft for the whole process; each edge does."""
+    found = importers("core.pysyft_patches")
+    assert {"datasite/pysyft/edge.py", "orchestrator/communication/pysyft.py"} <= found
+    assert found <= PYSYFT_EDGES
+
+
+def test_a_sites_pysyft_edge_is_entered_by_one_door() -> None:
+    """`datasite.server` imports PySyft as quickly as can be; another way in would not."""
+    outside = importers("datasite.pysyft") - PYSYFT_EDGES
+    assert outside == {"datasite/server.py"}
+    assert importers("datasite.server") == {"datasite/serving.py"}
 
 
 @pytest.mark.parametrize("module", ["pickle", "dill", "cloudpickle", "marshal", "shelve"])

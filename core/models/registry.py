@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -13,6 +14,7 @@ from core.exceptions import ConfigurationError
 from core.models.cnn import CNN
 from core.models.hybrid import Hybrid
 from core.models.lstm import LSTM
+from core.models.pattern import Pattern
 from core.models.plugins import installed_plugins
 from core.parameters import require_same_layout
 
@@ -125,7 +127,8 @@ def build_model(
         ConfigurationError: An unknown type or option, or a number out of range; every mistake is
             listed with what is possible.
     """
-    model = _without_values(spec, sensors, window_steps, classes)
+    architecture = _possible(spec, sensors, window_steps, classes)
+    model = _without_values(architecture, spec["options"], sensors, window_steps, classes)
     model.to_empty(device="cpu")
     model.initialise(torch.Generator().manual_seed(seed))
     return model
@@ -142,15 +145,32 @@ def load_model(
         ConfigurationError: As `build_model`.
         ModelError: `parameters` do not fit; the message names the tensor.
     """
-    model = _without_values(spec, sensors, window_steps, classes)
-    require_same_layout(parameters, model.state_dict(), whose=type(model).__name__)
-    copies = {name: tensor.detach().clone() for name, tensor in parameters.items()}
-    model.load_state_dict(copies, assign=True)
-    return model
+    architecture = _possible(spec, sensors, window_steps, classes)
+    options = tuple(sorted(spec["options"].items()))
+    pattern = _pattern(architecture, options, sensors, window_steps, classes)
+    require_same_layout(parameters, pattern.layout, whose=architecture.__name__)
+    return pattern.filled(parameters)
 
 
-def _without_values(spec: ModelSpec, sensors: int, window_steps: int, classes: int) -> TorchModel:
-    """Give the model on PyTorch's `meta` device, where tensors have a layout and no memory."""
+@lru_cache(maxsize=32)
+def _pattern(
+    architecture: type[TorchModel],
+    options: tuple[tuple[str, int], ...],
+    sensors: int,
+    window_steps: int,
+    classes: int,
+) -> Pattern:
+    return Pattern(
+        lambda: _without_values(architecture, dict(options), sensors, window_steps, classes)
+    )
+
+
+def _possible(spec: ModelSpec, sensors: int, window_steps: int, classes: int) -> type[TorchModel]:
+    """Give the architecture, where there is one and it takes these sizes and options.
+
+    Raises:
+        ConfigurationError: As `build_model`.
+    """
     architecture = _architecture(spec["type"])
     mistakes = [
         *_size_mistakes(sensors=(sensors, 1), window_steps=(window_steps, 1), classes=(classes, 2)),
@@ -158,10 +178,21 @@ def _without_values(spec: ModelSpec, sensors: int, window_steps: int, classes: i
     ]
     if mistakes:
         raise ConfigurationError(f"model {spec['type']!r}: {'; '.join(mistakes)}")
-    options = {name: option.default for name, option in architecture.OPTIONS.items()}
+    return architecture
+
+
+def _without_values(
+    architecture: type[TorchModel],
+    options: Mapping[str, int],
+    sensors: int,
+    window_steps: int,
+    classes: int,
+) -> TorchModel:
+    """Give the model on PyTorch's `meta` device, where tensors have a layout and no memory."""
+    defaults = {name: option.default for name, option in architecture.OPTIONS.items()}
     with torch.device("meta"):
         return architecture(
-            sensors=sensors, window_steps=window_steps, classes=classes, **options | spec["options"]
+            sensors=sensors, window_steps=window_steps, classes=classes, **defaults | dict(options)
         )
 
 

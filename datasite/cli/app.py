@@ -41,7 +41,10 @@ def serve(config: ConfigFile) -> None:
 
     Example: datasite serve --config site.yaml
     """
-    from datasite.serve import serve as serve_site
+    from core.imports import uncollected
+
+    with uncollected():
+        from datasite.serve import serve as serve_site
 
     serve_site(load(config))
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from datasite.data.features import Floats32, Integers
+from core.messages import SensorStatistics
+from datasite.data.features import FeatureRows, Floats32, Integers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,4 +42,17 @@ def sum_statistics(x: Floats32, y: Integers) -> SensorSums:
         total=values.sum(axis=0).tolist(),
         total_of_squares=np.square(values).sum(axis=0).tolist(),
         label_counts=np.bincount(y, minlength=2).tolist(),
+    )
+
+
+def describe_rows(rows: FeatureRows, site_id: str) -> SensorStatistics:
+    """Give the sums of a site's rows as a message."""
+    sums = sum_statistics(rows.x, rows.y)
+    return SensorStatistics(
+        kind="sensor_statistics",
+        datasite_id=site_id,
+        count=sums.count,
+        total=sums.total,
+        total_of_squares=sums.total_of_squares,
+        label_counts=sums.label_counts,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -66,7 +66,7 @@ def check_table(path: Path, schema: DataSchema) -> TableReport:
     Raises:
         DataError: The file cannot be read at all (see `read_file`).
     """
-    return _examine(path, schema)[1]
+    return _report(path, schema, _examine(path, schema))
 
 
 def load_table(path: Path, schema: DataSchema) -> pd.DataFrame:
@@ -82,18 +82,22 @@ def load_table(path: Path, schema: DataSchema) -> pd.DataFrame:
         DataError: The file cannot be read, or it breaks the schema; the message lists the first
             violations, one a line, and how many there are.
     """
-    table, report = _examine(path, schema)
-    if report.violation_count:
-        shown = [f"  {found.describe(report.place)}" for found in report.violations]
-        hidden = report.violation_count - len(shown)
-        more = [f"  and {hidden} more"] if hidden else []
-        head = f"{path}: breaks schema {schema.name!r} in {report.violation_count} place(s):"
-        advice = "Correct the file, or the schema if it is the schema that is wrong."
-        raise DataError("\n".join([head, *shown, *more, advice]))
-    return table.astype({schema.label.column: "int64"}).reset_index(drop=True)
+    found = _examine(path, schema)
+    if found.findings.total:
+        raise DataError(_refusal(path, schema, found))
+    return found.typed.astype({schema.label.column: "int64"}).reset_index(drop=True)
 
 
-def _examine(path: Path, schema: DataSchema) -> tuple[pd.DataFrame, TableReport]:
+class _Examined(NamedTuple):
+    """A file's rows as they are, with one type a column, their windows, and what is wrong."""
+
+    raw: RawTable
+    typed: pd.DataFrame
+    windows: int
+    findings: Findings
+
+
+def _examine(path: Path, schema: DataSchema) -> _Examined:
     raw = read_file(path, schema)
     typed, findings = check_rows(raw, schema)
     sizes = _machine_names(typed, schema).value_counts()
@@ -103,17 +107,21 @@ def _examine(path: Path, schema: DataSchema) -> tuple[pd.DataFrame, TableReport]
             f"{len(typed)} rows make {windows} windows of {schema.window_steps} step(s); "
             f"at least {MINIMUM_WINDOWS} are needed"
         )
-    return typed, _report(path, schema, raw, typed, windows, findings)
+    return _Examined(raw, typed, windows, findings)
 
 
-def _report(  # noqa: PLR0917 - private, called once
-    path: Path,
-    schema: DataSchema,
-    raw: RawTable,
-    typed: pd.DataFrame,
-    windows: int,
-    findings: Findings,
-) -> TableReport:
+def _refusal(path: Path, schema: DataSchema, found: _Examined) -> str:
+    total = found.findings.total
+    shown = [f"  {violation.describe(found.raw.place)}" for violation in found.findings.first()]
+    hidden = total - len(shown)
+    more = [f"  and {hidden} more"] if hidden else []
+    head = f"{path}: breaks schema {schema.name!r} in {total} place(s):"
+    advice = "Correct the file, or the schema if it is the schema that is wrong."
+    return "\n".join([head, *shown, *more, advice])
+
+
+def _report(path: Path, schema: DataSchema, found: _Examined) -> TableReport:
+    raw, typed, findings = found.raw, found.typed, found.findings
     balance = _balance(typed, schema)
     negatives, positives = (sum(pair[label] for pair in balance.values()) for label in (0, 1))
     labelled = negatives + positives
@@ -123,7 +131,7 @@ def _report(  # noqa: PLR0917 - private, called once
         source=str(path),
         place=raw.place,
         rows=len(typed),
-        windows=windows,
+        windows=found.windows,
         machines=_machine_names(typed, schema).nunique(),
         span=_span(typed, schema),
         label_rate=positives / labelled if labelled else None,

@@ -54,7 +54,12 @@ class Starts(NamedTuple):
 def prepare_parts(
     table: pd.DataFrame, schema: DataSchema, split: SplitSettings, site_id: str
 ) -> Parts:
-    """Turn a table that `load_table` gave into the tensors of training.
+    """Turn a table that `load_table` gave into the tensors of training; see `cut_parts`."""
+    return cut_parts(make_features(table, schema), schema, split, site_id)
+
+
+def cut_parts(rows: FeatureRows, schema: DataSchema, split: SplitSettings, site_id: str) -> Parts:
+    """Cut the rows of a table into the windows of the three parts.
 
     The same arguments give the same parts, wherever and whenever. With one step a window the split
     is random within each label, drawn from (seed, site_id); with more it is by time within each
@@ -64,7 +69,6 @@ def prepare_parts(
         ConfigurationError: The fractions leave nothing for training.
         DataError: A part is empty or has one class only.
     """
-    rows = make_features(table, schema)
     starts = split_windows(rows, schema.window_steps, split, site_id)
     parts = [_cut(rows, first, schema.window_steps) for first in starts]
     for name, part in zip(Starts._fields, parts, strict=True):

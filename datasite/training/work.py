@@ -95,9 +95,14 @@ class _Tensors:
 
 
 class Worker:
-    """Performs jobs one at a time; keeps the data that it prepared last, as tensors."""
+    """Performs jobs one at a time; keeps the data that it prepared last, as tensors.
 
-    def __init__(self) -> None:
+    Args:
+        allocate: Gives the memory for what is answered.
+    """
+
+    def __init__(self, allocate: wire.Allocate = bytearray) -> None:
+        self._allocate = allocate
         self._parts: OrderedDict[str, Parts] = OrderedDict()
         self._tensors: OrderedDict[str, _Tensors] = OrderedDict()
 
@@ -122,7 +127,7 @@ class Worker:
     def _train(self, job: Job, request: TrainRequest, state: bytes) -> Done:
         begin = time.perf_counter()
         if request["algorithm"]["name"] == PROBE:
-            return Done(wire.encode(_probe(job, request, begin)))
+            return Done(wire.encode(_probe(job, request, begin), self._allocate))
         data = self._standardised(job, "train", request["preprocessing"])
         model = _build(request, data.inputs)
         objective = _objective(request, state)
@@ -142,7 +147,7 @@ class Worker:
         if outcome.control:
             update["control"] = outcome.control
         kept = safetensors.torch.save(outcome.state) if outcome.state else b""
-        return Done(wire.encode(update), kept)
+        return Done(wire.encode(update, self._allocate), kept)
 
     def _evaluate(self, job: Job, request: EvaluateRequest) -> EvaluationReport:
         model = _build(request, self._standardised(job, "test", request["preprocessing"]).inputs)

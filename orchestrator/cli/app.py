@@ -1,5 +1,6 @@
 """`orchestrator`: what a researcher does from a shell. Imports are late: `--help` is instant."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -10,6 +11,9 @@ from core.commands import run as run_app
 from orchestrator.cli import certificates, testbed
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from orchestrator.experiment import CommunicationFactory
     from orchestrator.runs import RunStore
 
 app = typer.Typer(
@@ -261,16 +265,29 @@ def _named(options: list[dict[str, Any]]) -> str:
 
 
 def _run(store: "RunStore", run_id: str, *, as_json: bool) -> None:
-    from orchestrator.communication.live import over_pysyft
     from orchestrator.experiment import ExperimentOrchestrator
     from orchestrator.progress import best_observer
 
-    orchestrator = ExperimentOrchestrator(over_pysyft, store, best_observer(as_json=as_json))
-    results = orchestrator.run_experiment(run_id)
+    with _transport(store, run_id) as communicate:
+        orchestrator = ExperimentOrchestrator(communicate, store, best_observer(as_json=as_json))
+        results = orchestrator.run_experiment(run_id)
     if as_json:
         echo_line({"event": "results", **results})
     else:
         _echo_results(results)
+
+
+def _transport(store: "RunStore", run_id: str) -> "AbstractContextManager[CommunicationFactory]":
+    """Give the way to the sites of a run, which ends with the context."""
+    from orchestrator.simulation import Transport
+
+    if store.config(run_id).transport is Transport.MEMORY:
+        from orchestrator.communication.simulated import over_memory
+
+        return over_memory(store.folder(run_id))
+    from orchestrator.communication.live import over_pysyft
+
+    return nullcontext(over_pysyft)
 
 
 def _store(runs: Path) -> "RunStore":

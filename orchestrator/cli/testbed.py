@@ -23,6 +23,7 @@ _DISTRIBUTIONS = click.Choice([distribution.value for distribution in DataDistri
 _KINDS = click.Choice([kind.value for kind in SampleKind])
 _FOLDER = Path(".testbed")
 _PROJECT = "testbed"
+_MOST_DRAWN = 100
 NumSites = Annotated[int, typer.Option("--sites", "-n", min=1, max=64, help="How many factories.")]
 Source = Annotated[
     Path | None,
@@ -171,7 +172,9 @@ def _require_meant(
 
 @app.command()
 def data(
-    sites: NumSites = 3,
+    sites: Annotated[
+        int, typer.Option("--sites", "-n", min=1, max=1000, help="How many factories.")
+    ] = 3,
     out: Annotated[Path, typer.Option("--out", help="Folder for the files.")] = Path("data"),
     kind: Annotated[
         str,
@@ -210,7 +213,7 @@ def data(
     ] = None,
     seed: Seed = 0,
 ) -> None:
-    """Write one CSV for each site, and split.png, a picture of who got what.
+    """Write one CSV for each site, and split.png, a picture of who got what (of up to 100 sites).
 
     Example: orchestrator testbed data --sites 3 --distribution non_iid_label --out data
     """
@@ -233,15 +236,18 @@ def data(
     label = samples.KINDS[chosen].label
     title = f"{kind}, {distribution}, seed {seed}"
     column = samples.column_of_split(chosen, division, skew)
-    picture = draw_split(parts, title=title, label=label, column=column)
+    is_drawn = len(parts) <= _MOST_DRAWN
+    picture = draw_split(parts, title=title, label=label, column=column) if is_drawn else b""
     paths = samples.write_parts(parts, out)
-    write_whole(out / "split.png", picture)
+    if is_drawn:
+        write_whole(out / "split.png", picture)
     lines = [
         (path.stem, len(part), part[label].sum(), f"{part[label].mean():.1%}", path)
         for path, part in zip(paths, parts, strict=True)
     ]
     echo_table(("site", "rows", "failures", "failure rate", "file"), lines, empty="")
-    typer.echo(f"picture: {out / 'split.png'}")
+    if is_drawn:
+        typer.echo(f"picture: {out / 'split.png'}")
 
 
 def _require_ai4i_file(
@@ -261,7 +267,7 @@ def _require_ai4i_file(
     if rows is not None:
         raise ConfigurationError("--rows is for made data; leave it out with --source and --fetch")
     if source is None:
-        return fetch_ai4i(out / "ai4i2020.csv")
+        return fetch_ai4i(out / "source" / "ai4i2020.csv")  # beside the sites it would be one
     if fetch:
         raise ConfigurationError("--fetch and --source: give one of them")
     return source

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final, Self
 from urllib.parse import urlsplit
 
+from core.arena import Buffer
 from core.exceptions import (
     CertificateError,
     CommunicationError,
@@ -25,11 +26,10 @@ from core.exceptions import (
 from orchestrator.communication.connections import (
     Answer,
     Ask,
-    Buffer,
     Connections,
     Deadline,
     NotReachedError,
-    at_once,
+    Receiver,
 )
 from orchestrator.communication.trust import Trust, why_no_tls
 
@@ -151,7 +151,7 @@ class Channel:
         make: Callable[[], tuple[Mapping[str, str], tuple[Buffer, ...]]],
         deadline: Deadline,
         *,
-        admit: Callable[[int], None] = at_once,
+        receiver: Receiver | None = None,
     ) -> Answer:
         """Send a request that may be sent only once, and give the answer whatever its status.
 
@@ -160,7 +160,7 @@ class Channel:
             make: Gives headers and content, in parts; called again when a kept connection had
                 ended.
             deadline: By when the answer must be there.
-            admit: Called with the answer's size, in bytes, before it is read.
+            receiver: Takes the content in, where it is not only to be kept.
 
         Raises:
             CommunicationError: As `send`.
@@ -171,16 +171,16 @@ class Channel:
             headers = {"Content-Type": _BINARY, **headers}
             return Ask(method="POST", path=self._base + path, headers=headers, parts=parts)
 
-        answer = self._asked(ask, deadline, admit)
+        answer = self._asked(ask, deadline, receiver)
         if answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             self._require_ok(answer, path)
         return answer
 
     def _asked(
-        self, make: Callable[[], Ask], deadline: Deadline, admit: Callable[[int], None] = at_once
+        self, make: Callable[[], Ask], deadline: Deadline, receiver: Receiver | None = None
     ) -> Answer:
         with self._translated(deadline):
-            return self._connections.ask(make, deadline, admit)
+            return self._connections.ask(make, deadline, receiver)
 
     def _require_ok(self, answer: Answer, path: str) -> None:
         if HTTPStatus.OK <= answer.status < HTTPStatus.MULTIPLE_CHOICES:

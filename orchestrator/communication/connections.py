@@ -1,24 +1,27 @@
-"""Kept HTTP connections to one address, by Python's own client, which costs the least of all.
+"""Kept HTTP connections to one address: sockets, and Python's own reader of answers.
 
-A request is sent in parts that are never joined, and an answer is read into one piece of memory of
-its size. Each step has the time that is left, so what trickles in is given up at its deadline too.
+A large request is sent in parts that are never joined, and an answer is read into one piece of
+memory of its size. Clients that do more take two to five times as long over it. Each step has the
+time that is left, so what trickles in is given up at its deadline too.
 """
 
+import contextlib
 import http.client
+import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple
 
+from core.arena import Buffer
 from core.limits import MAX_MESSAGE_BYTES
 
 _CONNECT_S: Final = 5.0
 _KEPT: Final = 16
-_CHUNK_BYTES: Final = 1 << 20
-
-Buffer: TypeAlias = bytes | bytearray | memoryview
+_CHUNK_BYTES: Final = 1 << 18
+_JOINED_BYTES: Final = 1 << 17
 
 LOST: Final = (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError)
 """How a connection ends before an answer has begun."""
@@ -35,14 +38,16 @@ class Deadline:
         """Give the seconds left; never quite 0, which sockets would read as not to wait at all."""
         return max(self._end - time.monotonic(), 0.001)
 
-    def require_left(self) -> None:
-        """Do nothing while there is time.
+    def required_s(self) -> float:
+        """Give the seconds left.
 
         Raises:
             TimeoutError: It is too late.
         """
-        if time.monotonic() >= self._end:
+        left_s = self._end - time.monotonic()
+        if left_s <= 0:
             raise TimeoutError
+        return left_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,11 +69,19 @@ class Answer(NamedTuple):
 
     status: int
     headers: Mapping[str, str]
-    content: bytearray
+    content: memoryview
 
 
-def at_once(_size_bytes: int) -> None:
-    """Do nothing: there is room for an answer of this size."""
+class Receiver:
+    """Takes an answer's content in as it comes; this one keeps it and does no more."""
+
+    def begin(self, headers: Mapping[str, str], size_bytes: int) -> memoryview:
+        """Give memory of that size, when there is room for it."""
+        del headers
+        return memoryview(bytearray(size_bytes))
+
+    def came(self, part: memoryview) -> None:
+        """Be told of each part, in order, as soon as it is there."""
 
 
 class NotReachedError(Exception):
@@ -83,14 +96,14 @@ class Connections:
     """
 
     def __init__(self, host: str, port: int, tls: ssl.SSLContext | None) -> None:
-        self._host = host
-        self._port = port
+        self._address = host, port
+        self._named = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._tls = tls
-        self._idle: list[http.client.HTTPConnection] = []
+        self._idle: list[socket.socket] = []
         self._changing = threading.Lock()
 
     def ask(
-        self, make: Callable[[], Ask], deadline: Deadline, admit: Callable[[int], None] = at_once
+        self, make: Callable[[], Ask], deadline: Deadline, receiver: Receiver | None = None
     ) -> Answer:
         """Send a request and give the answer, whatever its status.
 
@@ -98,7 +111,7 @@ class Connections:
             make: Gives the request; called again when a kept connection had ended, before anything
                 of an answer arrived, for a new one.
             deadline: By when all of the answer must be there.
-            admit: Called with the answer's size, in bytes, before it is read.
+            receiver: Takes the content in, where it is not only to be kept.
 
         Raises:
             NotReachedError: No connection came about.
@@ -106,13 +119,14 @@ class Connections:
             OSError: The connection broke.
             http.client.HTTPException: What came back is no HTTP, or ended too early.
         """
+        receiver = receiver or Receiver()
         kept = self._take()
         if kept is not None:
             try:
-                return self._exchange(kept, make(), deadline, admit)
+                return self._exchange(kept, make(), deadline, receiver)
             except LOST:
                 pass
-        return self._exchange(self._connect(deadline), make(), deadline, admit)
+        return self._exchange(self._connect(deadline), make(), deadline, receiver)
 
     def close(self) -> None:
         """Close those that are kept; closing again does nothing."""
@@ -121,47 +135,45 @@ class Connections:
         for connection in idle:
             connection.close()
 
-    def _take(self) -> http.client.HTTPConnection | None:
+    def _take(self) -> socket.socket | None:
         with self._changing:
             return self._idle.pop() if self._idle else None
 
-    def _keep(self, connection: http.client.HTTPConnection) -> None:
+    def _keep(self, connection: socket.socket) -> None:
         with self._changing:
             if len(self._idle) < _KEPT:
                 self._idle.append(connection)
                 return
         connection.close()
 
-    def _connect(self, deadline: Deadline) -> http.client.HTTPConnection:
+    def _connect(self, deadline: Deadline) -> socket.socket:
         timeout_s = min(_CONNECT_S, deadline.left_s())
-        connection = (
-            http.client.HTTPConnection(self._host, self._port, timeout=timeout_s)
-            if self._tls is None
-            else http.client.HTTPSConnection(
-                self._host, self._port, timeout=timeout_s, context=self._tls
-            )
-        )
-        try:
-            connection.connect()
-        except OSError as exc:
-            connection.close()
-            raise NotReachedError(exc.strerror or str(exc) or "no connection in time") from exc
+        with contextlib.ExitStack() as undo:
+            try:
+                connection = socket.create_connection(self._address, timeout=timeout_s)
+                undo.callback(connection.close)
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if self._tls is not None:
+                    connection = self._tls.wrap_socket(connection, server_hostname=self._address[0])
+            except OSError as exc:
+                raise NotReachedError(exc.strerror or str(exc) or "no connection in time") from exc
+            undo.pop_all()
         return connection
 
     def _exchange(
-        self,
-        connection: http.client.HTTPConnection,
-        ask: Ask,
-        deadline: Deadline,
-        admit: Callable[[int], None],
+        self, connection: socket.socket, ask: Ask, deadline: Deadline, receiver: Receiver
     ) -> Answer:
         try:
             is_whole = self._send(connection, ask, deadline)
-            socket = connection.sock
-            socket.settimeout(deadline.left_s())
-            response = connection.getresponse()
-            admit(response.length or 0)
-            content = _content(response, lambda: socket.settimeout(deadline.left_s()), deadline)
+            connection.settimeout(deadline.left_s())
+            response = http.client.HTTPResponse(connection, method=ask.method)
+            response.begin()
+            headers = {name.lower(): value for name, value in response.headers.items()}
+            if response.length is None:
+                content = _undeclared(response, connection, deadline)
+            else:
+                content = receiver.begin(headers, _fitting(response.length))
+                _read(response, connection, deadline, content, receiver.came)
         except BaseException:
             connection.close()
             raise
@@ -169,63 +181,68 @@ class Connections:
             connection.close()
         else:
             self._keep(connection)
-        headers = {name.lower(): value for name, value in response.headers.items()}
         return Answer(response.status, headers, content)
 
-    @staticmethod
-    def _send(connection: http.client.HTTPConnection, ask: Ask, deadline: Deadline) -> bool:
+    def _send(self, connection: socket.socket, ask: Ask, deadline: Deadline) -> bool:
         """Send the request; False when it was not heard to its end."""
-        connection.sock.settimeout(deadline.left_s())
-        connection.putrequest(ask.method, ask.path, skip_accept_encoding=True)
-        for name, value in ask.headers.items():
-            connection.putheader(name, value)
-        if ask.parts:
-            connection.putheader("Content-Length", str(sum(len(part) for part in ask.parts)))
+        size_bytes = sum(len(part) for part in ask.parts)
+        said = {"Host": self._named, **ask.headers, "Content-Length": str(size_bytes)}
+        lines = [f"{name}: {value}" for name, value in said.items()]
+        start = "\r\n".join([f"{ask.method} {ask.path} HTTP/1.1", *lines, "", ""]).encode("ascii")
+        parts: tuple[Buffer, ...] = (start, *ask.parts)
+        if size_bytes <= _JOINED_BYTES:  # to be one packet, and one event at the other side
+            parts = (b"".join(parts),)
         try:
-            connection.endheaders(ask.parts[0] if ask.parts else None)
-            for part in ask.parts[1:]:
-                connection.sock.settimeout(deadline.left_s())
-                connection.sock.sendall(part)
+            for part in parts:
+                connection.settimeout(deadline.left_s())
+                connection.sendall(part)
         except (BrokenPipeError, ConnectionResetError):
             return False  # it may have answered before, which is then there to be read
         return True
 
 
-def _content(
-    response: http.client.HTTPResponse, keep_time: Callable[[], None], deadline: Deadline
-) -> bytearray:
-    """Read the content, in one piece of memory where its length is said.
+def _fitting(size_bytes: int) -> int:
+    """Give the size, which is within the limit.
 
     Raises:
-        http.client.HTTPException: It is too long, or shorter than it says.
+        http.client.HTTPException: It is not.
     """
-    if response.length is None:
-        return _undeclared(response, keep_time, deadline)
-    if response.length > MAX_MESSAGE_BYTES:
-        raise http.client.HTTPException(f"an answer of {response.length} bytes")
-    content = bytearray(response.length)
-    view, read = memoryview(content), 0
+    if size_bytes > MAX_MESSAGE_BYTES:
+        raise http.client.HTTPException(f"an answer of {size_bytes} bytes")
+    return size_bytes
+
+
+def _read(
+    response: http.client.HTTPResponse,
+    connection: socket.socket,
+    deadline: Deadline,
+    content: memoryview,
+    came: Callable[[memoryview], None],
+) -> None:
+    """Fill `content`, in one piece of memory.
+
+    Raises:
+        http.client.HTTPException: There is less than was said.
+    """
+    read = 0
     while read < len(content):
-        deadline.require_left()
-        keep_time()
-        count = response.readinto(view[read:])
+        connection.settimeout(deadline.required_s())
+        count = response.readinto(content[read : read + _CHUNK_BYTES])
         if not count:
             raise http.client.IncompleteRead(b"", len(content) - read)
+        came(content[read : read + count])
         read += count
-    response.read()  # ends the response, so that the connection can be used again
-    return content
 
 
 def _undeclared(
-    response: http.client.HTTPResponse, keep_time: Callable[[], None], deadline: Deadline
-) -> bytearray:
+    response: http.client.HTTPResponse, connection: socket.socket, deadline: Deadline
+) -> memoryview:
     content = bytearray()
     while True:
-        deadline.require_left()
-        keep_time()
+        connection.settimeout(deadline.required_s())
         chunk = response.read1(_CHUNK_BYTES)
         if not chunk:
-            return content
+            return memoryview(content)
         content += chunk
         if len(content) > MAX_MESSAGE_BYTES:
             raise http.client.HTTPException("an answer without an end")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from core.exceptions import ConfigurationError
+from core.imports import uncollected
 from orchestrator.communication.base import Carrier, SiteCommunication
 from orchestrator.communication.session import SessionCarrier
 from orchestrator.configuration import ChannelKind, ExperimentConfig
@@ -34,7 +35,8 @@ class PySyftCommunication(SiteCommunication):
 
     def open_carrier(self, url: str, credentials: Mapping[str, str]) -> Carrier:
         """See `SiteCommunication.open_carrier`."""
-        from orchestrator.communication.pysyft import PySyftCarrier  # noqa: PLC0415 - slow
+        with uncollected():
+            from orchestrator.communication.pysyft import PySyftCarrier  # noqa: PLC0415 - slow
 
         signed = PySyftCarrier.open(
             url,

@@ -6,15 +6,19 @@ longer: it restarted, or the session's time was over. See `core.sessions` for th
 
 import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import cache
 from http import HTTPStatus
 from typing import Final, Protocol
 
+from blake3 import blake3
+
+from core.arena import Arena, Buffer
 from core.exceptions import ProtocolError
 from core.sessions import SessionKeys, is_tag, tag
-from core.wire import Buffer, Parcel
+from core.wire import Parcel
 from orchestrator.communication.channel import Channel
-from orchestrator.communication.connections import Answer, Deadline
+from orchestrator.communication.connections import Answer, Deadline, Receiver
 
 _PATH: Final = "session"
 _NO_SESSION: Final = HTTPStatus.UNAUTHORIZED
@@ -111,20 +115,21 @@ class SessionCarrier:
     def _sent(self, session: Session, request: Parcel, deadline: Deadline) -> Parcel | None:
         """Give the answer, or None when the site does not know the session."""
         sealed = _Sealed(session, request)
-        answer = self._signed.channel.post(_PATH, sealed.whole, deadline, admit=self._admit)
+        hashing = _Hashing(self._admit)
+        answer = self._signed.channel.post(_PATH, sealed.whole, deadline, receiver=hashing)
         if answer.status == _NO_BODY:
             sealed.leaves_out_body = False
-            answer = self._signed.channel.post(_PATH, sealed.whole, deadline, admit=self._admit)
+            answer = self._signed.channel.post(_PATH, sealed.whole, deadline, receiver=hashing)
         if answer.status == _NO_SESSION:
             return None
         if answer.status != HTTPStatus.OK:
-            said = answer.content[:200].decode(errors="replace")
+            said = bytes(answer.content[:200]).decode(errors="replace")
             raise self._problem(f"HTTP {answer.status} in a session: {said}")
-        reply = self._own(sealed, answer)
+        reply = self._own(sealed, answer, hashing.digest())
         session.known_body = request.body_hash
         return reply
 
-    def _own(self, sealed: "_Sealed", answer: Answer) -> Parcel:
+    def _own(self, sealed: "_Sealed", answer: Answer, body_hash: bytes) -> Parcel:
         """Give the reply, which must be the site's own, to the request that was sent last.
 
         Raises:
@@ -134,8 +139,8 @@ class SessionCarrier:
             head_bytes, given = int(answer.headers["x-head"]), answer.headers["x-tag"]
         except (KeyError, ValueError, TypeError) as exc:
             raise self._problem("the answer cannot be read") from exc
-        content = memoryview(answer.content)
-        reply = Parcel(bytes(content[:head_bytes]), content[head_bytes:])
+        content = answer.content
+        reply = Parcel(bytes(content[:head_bytes]), content[head_bytes:], body_hash)
         if not is_tag(
             given,
             sealed.session.keys.reply,
@@ -151,6 +156,39 @@ class SessionCarrier:
 
     def _problem(self, what: str) -> ProtocolError:
         return ProtocolError(f"{self.site_id} ({self.url}): {what}", site_id=self.site_id)
+
+
+class _Hashing(Receiver):
+    """Takes a reply in where there is room, into memory that was used before; hashes its body."""
+
+    def __init__(self, admit: Callable[[int], None]) -> None:
+        self._admit = admit
+        self._hasher = blake3()
+        self._head_bytes = 0
+
+    def begin(self, headers: Mapping[str, str], size_bytes: int) -> memoryview:
+        """See `Receiver.begin`."""
+        self._admit(size_bytes)
+        self._hasher = blake3()
+        said = headers.get("x-head", "")
+        self._head_bytes = int(said) if said.isdecimal() else 0
+        return _arena().allocate(size_bytes) if size_bytes else memoryview(b"")
+
+    def came(self, part: memoryview) -> None:
+        """See `Receiver.came`."""
+        of_body = part[self._head_bytes :]
+        self._head_bytes -= len(part) - len(of_body)
+        self._hasher.update(of_body)
+
+    def digest(self) -> bytes:
+        """Give the hash of the body that came."""
+        return self._hasher.digest()
+
+
+@cache
+def _arena() -> Arena:
+    """Give the memory that all replies of this process come into."""
+    return Arena.new()
 
 
 class _Sealed:

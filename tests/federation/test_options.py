@@ -533,11 +533,11 @@ def test_a_fraction_is_taken_as_it_is_written(fraction: float, sites: int, size:
     [
         (
             {"sites": ["factory-2", "factory-9"]},
-            f"participation.sites: factory-9 not in the sites file; there are: {', '.join(TAGS)}",
+            f"participation.sites: factory-9 not among the sites; there are: {', '.join(TAGS)}",
         ),
         (
             {"tags": ["press", "motor"]},
-            "participation.tags: motor not in the sites file; there are: new, old, press",
+            "participation.tags: motor not among the sites; there are: new, old, press",
         ),
     ],
     ids=["name", "tag"],

@@ -18,6 +18,7 @@ from commands import (
 )
 from federations import Federation
 
+from orchestrator.testbed.presets import AI4I_SCHEMA
 from orchestrator.testbed.processes import Testbed, run_datasite
 from orchestrator.testbed.settings import OPERATOR, RESEARCHER
 
@@ -84,6 +85,19 @@ def test_memory_and_both_channels_give_bit_equal_parameters(
     assert orchestrator("run", signed, "--run-id", "signed").returncode == 0
     ended = results(tmp_path, "signed")
     assert ended["parameters_sha256"] == undisturbed["parameters_sha256"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_two_keys_turn_a_live_experiment_into_a_simulation(
+    undisturbed: dict[str, Any], testbed: Testbed, samples: list[Path], tmp_path: Path, workers: int
+) -> None:
+    """`transport` and `simulation`, and the same bits; names come from the live sites file."""
+    simulation = {"data": str(samples[0].parent), "schema": str(AI4I_SCHEMA), "workers": workers}
+    experiment = write_experiment(tmp_path, testbed, transport="memory", simulation=simulation)
+    done = orchestrator("run", experiment, "--run-id", "simulated")
+    assert done.returncode == 0, done.stderr
+    played = results(tmp_path, "simulated")
+    assert played["parameters_sha256"] == undisturbed["parameters_sha256"]
 
 
 @pytest.mark.parametrize("name", ["feddyn", "scaffold"])

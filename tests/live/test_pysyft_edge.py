@@ -17,6 +17,7 @@ from site_process import OPERATOR, RESEARCHER, SiteProcess
 from syft.client.api import SyftAPICall, debox_signed_syftapicall_response
 from syft.server.credentials import SyftSigningKey
 from syft.service.response import SyftError
+from syft.service.user.user import check_pwd, salt_and_hash_password
 
 from core.exceptions import (
     AuthenticationError,
@@ -31,6 +32,7 @@ from core.pysyft_patches import REFUSED
 from core.wire import Parcel
 from datasite.caller import Role
 from datasite.operator_door import socket_path
+from datasite.pysyft.accounts import NO_ACCOUNT_HASH
 from orchestrator.communication.pysyft import PySyftCarrier
 
 pytestmark = pytest.mark.live
@@ -135,6 +137,14 @@ def test_a_refused_log_in_does_not_tell_which_half_was_wrong(site: SiteProcess) 
             PySyftCarrier.open(site.url, email=email, password=password)
         said.append(str(refusal.value).replace(email, "..."))
     assert said[0] == said[1]
+
+
+def test_a_log_in_without_an_account_costs_what_any_costs() -> None:
+    """The hash checked in its place is of PySyft's kind and number of rounds, and opens nothing."""
+    _, hashed = salt_and_hash_password("some-password-1", 12)
+    assert NO_ACCOUNT_HASH[:7] == hashed[:7] == "$2b$12$"
+    assert len(NO_ACCOUNT_HASH) == len(hashed)
+    assert not check_pwd("some-password-1", NO_ACCOUNT_HASH)
 
 
 def test_an_account_that_is_deleted_is_out_at_once(
