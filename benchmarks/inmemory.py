@@ -15,6 +15,7 @@ import torch
 from core.configuration import parse, read_yaml
 from core.evaluation import best_threshold, count_scores, summarise
 from core.models import TorchModel, build_model
+from core.parameters import count
 from core.seeds import derive_seed
 from datasite.caller import Caller, Role
 from datasite.data.windows import Part, Parts, prepare_parts
@@ -32,7 +33,7 @@ from orchestrator.testbed.presets import AI4I_EXPERIMENT, AI4I_SCHEMA
 from orchestrator.testbed.samples import load_table, write_samples
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
     from types import TracebackType
     from typing import Self
@@ -96,15 +97,35 @@ class SampleFederation:
         settings |= {"sites": str(self._sites_file()), "evaluation": {"every": rounds}}
         return parse(merged(settings, changes), ExperimentConfig, source="benchmark")
 
-    def run(self, name: str, config: ExperimentConfig) -> dict[str, Any]:
-        """Run an experiment; its last round's record, with test and validation metrics."""
+    def run(
+        self,
+        name: str,
+        config: ExperimentConfig,
+        through: Callable[[Handler], Handler] | None = None,
+    ) -> dict[str, Any]:
+        """Run an experiment; its last round's record, with test and validation metrics.
+
+        Args:
+            name: The run's id.
+            config: The experiment.
+            through: What every request and answer goes through, where somebody counts them.
+        """
         handlers = {site_id: _handler(site) for site_id, site in self._sites.items()}
+        if through is not None:
+            handlers = {site_id: through(handler) for site_id, handler in handlers.items()}
         orchestrator = ExperimentOrchestrator(
             lambda _config: MemoryCommunication(handlers), self._store
         )
         orchestrator.setup(config, name)
         rounds: list[dict[str, Any]] = orchestrator.run_experiment(name)["rounds"]
         return rounds[-1]
+
+    def count_parameters(self, name: str) -> int:
+        """Give how many numbers the model of a run has."""
+        checkpoint = self._store.load_checkpoint(name)
+        if checkpoint is None:
+            raise ValueError(f"{name}: has no checkpoint")
+        return count(checkpoint.parameters.values())
 
     def train_centrally(self, config: ExperimentConfig) -> dict[str, dict[str, float]]:
         """Fit one model on all training rows for as many epochs at the same rates; its metrics.

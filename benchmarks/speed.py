@@ -16,6 +16,8 @@ Over live PySyft sites as local processes, which share this machine's cores with
 - `startup`: three sites at once, from nothing and with their state, beside as many bare imports of
   PySyft; and `--help` of both commands, beside a Python that does nothing.
 - `simulation`: sites played in one process (see `simulation.py`), beside the fit of one alone.
+- `compression`: bytes of a round and the PR-AUC that is reached, in each form (see
+  `compression.py`), beside the same without.
 
 Training and log-in are measured with the first number of `--sites`. Each measurement has a fresh
 process as its orchestrator, so that none inherits another's memory. PyTorch and numpy have one
@@ -37,6 +39,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import bcrypt
+import compression
 import floor
 import pictures
 import simulation
@@ -56,11 +59,14 @@ from starting import measure_help, measure_start
 
 from orchestrator.testbed.processes import Testbed
 
+KILO: Final = 1e3
 MILLION: Final = 1e6
 
 LOGINS: Final = 5
 STARTING_SITES: Final = 3
 HELPS: Final = 10
+COMPRESSION_SEEDS: Final = (0, 1, 2)
+COMPRESSION_ROUNDS: Final = 20
 FEWEST_ROUNDS: Final = 8
 MOST_CARRIED_BYTES: Final = 2e9
 """Rounds of large models are fewer: those that carry so much to the sites, but `FEWEST_ROUNDS`."""
@@ -345,6 +351,39 @@ def _simulation(settings: Settings) -> Outcome:
     return Outcome(quantities=quantities, measured={"simulation": measured})
 
 
+def _compression(settings: Settings) -> Outcome:
+    _say("every form of compression, over sites in memory")
+    measured = apart(
+        compression.measure, settings.source, seeds=COMPRESSION_SEEDS, rounds=COMPRESSION_ROUNDS
+    )
+    forms = measured["forms"]
+    none = forms[compression.NONE]
+    quantities = [
+        Quantity(
+            part="compression",
+            what=f"{what} in a round, {measured['parameters']:,} parameters, {form}",
+            unit="kB",
+            spread=scaled(cell[name], 1 / KILO),
+            floor=Floor(what="none", value=none[name]["median"] / KILO),
+        )
+        for name, what in (("down_bytes", "to a site"), ("up_bytes", "from a site"))
+        for form, cell in forms.items()
+        if form != compression.NONE
+    ]
+    quantities += [
+        Quantity(
+            part="compression",
+            what=f"PR-AUC after {measured['rounds']} rounds, {form}",
+            unit="",
+            spread=cell["pr_auc"],
+            floor=Floor(what="none", value=none["pr_auc"]["median"]),
+        )
+        for form, cell in forms.items()
+        if form != compression.NONE
+    ]
+    return Outcome(quantities=quantities, measured={"compression": measured})
+
+
 def _bare_fits() -> Mapping[str, float]:
     config = simulation.configure(Path(), rounds=1, algorithm="fedavg", workers=1)
     windows = config.training.batch_size  # a site there trains on one batch
@@ -364,6 +403,7 @@ LIVE_PARTS: Final[Mapping[str, Callable[[Settings, Testbed, int], Outcome]]] = {
 OTHER_PARTS: Final[Mapping[str, Callable[[Settings], Outcome]]] = {
     "startup": _startup,
     "simulation": _simulation,
+    "compression": _compression,
 }
 """Parts that start what they need themselves; what else is to be measured is one line more here."""
 

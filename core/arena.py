@@ -12,14 +12,23 @@ import tempfile
 import threading
 import weakref
 from collections import deque
+from functools import cache
 from typing import Final, Self, TypeAlias
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 _RANGE_BYTES: Final = 1 << 34
 _SMALLEST_BYTES: Final = 1 << 16
-_MOST_FREE_BYTES: Final = 1 << 28
-"""Of free pieces so much memory is kept; of others it is given back, their addresses are kept."""
+_FREE_BYTES: Final = 1 << 28
+_FREE_PIECES: Final = 4
+"""Of free pieces so much memory is kept, and that of so many of the largest ones if that is more;
+of others it is given back, and their addresses are kept."""
+
+
+@cache
+def scratch() -> "Arena":
+    """Give the arena of this process, for what comes and goes in each round."""
+    return Arena.new()
 
 
 class Arena:
@@ -57,6 +66,8 @@ class Arena:
         Raises:
             MemoryError: Every address is in use.
         """
+        if not size_bytes:
+            return memoryview(bytearray())
         span = max(_SMALLEST_BYTES, 1 << (size_bytes - 1).bit_length())
         with self._allocating:
             self._take_back()
@@ -86,7 +97,8 @@ class Arena:
     def _take_back(self) -> None:
         while self._returned:
             span, offset = self._returned.popleft()
-            if self._free_bytes + span > _MOST_FREE_BYTES and hasattr(mmap, "MADV_REMOVE"):
+            most_bytes = max(_FREE_BYTES, _FREE_PIECES * max(self._free, default=0))
+            if self._free_bytes + span > most_bytes and hasattr(mmap, "MADV_REMOVE"):
                 self._map.madvise(mmap.MADV_REMOVE, offset, span)
             else:
                 self._free_bytes += span

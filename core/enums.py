@@ -1,4 +1,4 @@
-"""The seven enumerations shared by sites, orchestrator and configuration files.
+"""The enumerations shared by sites, orchestrator and configuration files.
 
 String-valued members are what YAML files and messages spell. The two status
 enumerations use `auto()`: store and send their `.name`, never the number.
@@ -70,3 +70,20 @@ class PrivacyLevel(Enum):
     BASIC = "basic"
     DIFFERENTIAL_PRIVACY = "differential_privacy"
     SECURE_AGGREGATION = "secure_aggregation"
+
+
+class Compression(Enum):
+    """In which form parameters travel; see `core.compression`.
+
+    Under `FP16` and `INT8` a site rounds what it sends, and keeps what it rounded off.
+    """
+
+    NONE = "none"
+    ZSTD = "zstd"
+    FP16 = "fp16"
+    INT8 = "int8"
+
+    @property
+    def is_lossy(self) -> bool:
+        """Whether something is rounded off, which sites keep for the next round."""
+        return self in {Compression.FP16, Compression.INT8}

@@ -26,6 +26,9 @@ Count = Annotated[int, Field(ge=0, le=2**53)]
 Text = Annotated[str, Field(max_length=256)]
 """A name or an id: what is kept in ledgers and shown on screens has a bound."""
 
+CompressionName = Literal["zstd", "fp16", "int8"]
+"""A value of `core.enums.Compression`; a message without it is not compressed."""
+
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 
@@ -128,7 +131,7 @@ class PlanProposal(TypedDict):
     """What a researcher asks an operator to consent to, for one run.
 
     A plan's id is the SHA-256 of this content and of who proposed it: proposing the same again is
-    asking for the state of the same plan.
+    asking for the state of the same plan. `compression` is the form in which parameters travel.
     """
 
     kind: Literal["propose"]
@@ -142,6 +145,7 @@ class PlanProposal(TypedDict):
     privacy_level: Text
     rounds: Annotated[int, Field(ge=1)]
     code_hash: Text
+    compression: NotRequired[CompressionName]
 
 
 @with_config(_STRICT)
@@ -193,7 +197,8 @@ class TrainRequest(TypedDict):
     `deadline_s` seconds. `state_round` is the last round in which the orchestrator counted this
     site's update: what the site keeps for the algorithm is taken as it was after that round, and
     as nothing when it is absent. `control` is what the algorithm sends beside the model (SCAFFOLD:
-    the control variate c).
+    the control variate c). With a `compression`, both are as `core.compression.compress` gives
+    them, and the answer's as `send` does.
     """
 
     kind: Literal["train"]
@@ -208,6 +213,7 @@ class TrainRequest(TypedDict):
     parameters: Parameters
     state_round: NotRequired[Count]
     control: NotRequired[Parameters]
+    compression: NotRequired[CompressionName]
 
 
 @with_config(_STRICT)
@@ -217,6 +223,7 @@ class ClientUpdate(TypedDict):
     `num_samples` is how many windows were trained on (the site's claim), `num_steps` how many
     optimiser steps were really done. `metrics` has `train_loss` (mean over the last epoch) and
     `fit_s` (wall time of the fit). `control` answers a request's (SCAFFOLD: the change of c_k).
+    `compression` is the request's: the parameters start from those received, `control` from 0.
     """
 
     kind: Literal["update"]
@@ -227,11 +234,15 @@ class ClientUpdate(TypedDict):
     metrics: dict[str, float]
     parameters: Parameters
     control: NotRequired[Parameters]
+    compression: NotRequired[CompressionName]
 
 
 @with_config(_STRICT)
 class EvaluateRequest(TypedDict):
-    """Score `parameters` on the site's validation and test parts."""
+    """Score `parameters` on the site's validation and test parts.
+
+    With a `compression` they are as `core.compression.compress` gives them, as for training.
+    """
 
     kind: Literal["evaluate"]
     plan_id: Text
@@ -240,6 +251,7 @@ class EvaluateRequest(TypedDict):
     preprocessing: Preprocessing
     deadline_s: Positive
     parameters: Parameters
+    compression: NotRequired[CompressionName]
 
 
 @with_config(_STRICT)

@@ -24,10 +24,12 @@ from typing import (
     Annotated,
     Any,
     Final,
+    NamedTuple,
     Self,
     TypeAlias,
     TypeGuard,
     TypeVar,
+    cast,
     get_args,
     get_type_hints,
 )
@@ -37,10 +39,11 @@ from blake3 import blake3
 from pydantic import Field, TypeAdapter, ValidationError
 
 from core import messages
-from core.arena import Buffer
+from core.arena import Buffer, scratch
 from core.exceptions import ModelError, ProtocolError
 from core.limits import MAX_HEADER_BYTES, MAX_MESSAGE_BYTES
 from core.messages import Message, Parameters
+from core.parameters import Laid, laid
 
 VERSION = "1"
 """Both sides must speak the same; see the rules of change in `core.messages`."""
@@ -52,6 +55,7 @@ _MESSAGE = "message"
 _TENSOR_KEYS = {"dtype", "shape", "data_offsets"}
 _PARAMETERS = "parameters"
 _TENSOR_FIELDS = (_PARAMETERS, "control")
+_NO_TENSORS: Final[Parameters] = {}
 _KINDS_WITH_PARAMETERS = frozenset({"train", "update", "evaluate"})
 _DTYPES: Final = {
     "F64": torch.float64,
@@ -136,17 +140,17 @@ class Parcel:
         return hash(self.name)
 
 
-class Packed(Parameters):
-    """A copy of parameters whose bytes were made once, for any number of messages.
+class Packed(Laid):
+    """Parameters whose bytes were made once, for any number of messages.
 
-    It is not to be changed: its tensors lie in those bytes.
+    They are not to be changed: the tensors lie in those bytes.
 
     Args:
-        parameters: Of a model.
-        control: What the algorithm sends beside them.
+        parameters: Of a model; copied.
+        control: What the algorithm sends beside them; copied.
 
     Attributes:
-        control: A copy of that, likewise.
+        control: Likewise.
         said: How the body divides, as a head says it.
         body: The bytes of all.
         body_hash: Their name.
@@ -159,13 +163,36 @@ class Packed(Parameters):
         named = {f"{_PARAMETERS}/{name}": tensor for name, tensor in parameters.items()}
         named |= {f"control/{name}": tensor for name, tensor in (control or {}).items()}
         try:
-            entries, self.body, self.body_hash = _pack(named, bytearray)
-            self.said = _said(entries)
+            entries, body, body_hash = _pack(named, scratch().allocate)
         except (ValueError, RuntimeError) as exc:
             raise ModelError(f"the parameters cannot be encoded: {exc}") from exc
-        lying = _by_field(_unpack(entries, self.body))
+        self._lie(entries, body, body_hash)
+
+    @classmethod
+    def over(cls, parameters: Parameters, control: Parameters) -> Self:
+        """Give parameters that nobody else has, without a copy where they lie as they travel.
+
+        Raises:
+            ModelError: As the constructor.
+        """
+        lying = laid(parameters)
+        if control or lying is None or lying.shapes != tuple(sorted(lying.shapes)):
+            return cls(parameters, control)
+        body = lying.flat.view(torch.uint8).numpy().data
+        packed = cls.__new__(cls)
+        packed._lie(_entries_of(lying), body, content_hash(body))  # noqa: SLF001 - its own
+        return packed
+
+    def _lie(self, entries: Mapping[str, Any], body: Buffer, body_hash: bytes) -> None:
+        self.said, self.body, self.body_hash = _said(entries), body, body_hash
+        lying = _unpack(entries, body)
         self.control = lying.get("control", {})
-        super().__init__(lying.get(_PARAMETERS, {}))
+        own = lying.get(_PARAMETERS, {})
+        if isinstance(own, Laid):
+            super().__init__(own.shapes, own.flat)
+        else:
+            super().__init__((), torch.empty(0))
+            self.update(own)
 
 
 @cache
@@ -212,10 +239,11 @@ def decode(parcel: Parcel) -> Message:
     """
     header, fields = _read_head(parcel.head)
     try:
-        tensors = _by_field(_unpack(header, parcel.body))
+        tensors = _unpack(header, parcel.body)
         if fields.get("kind") in _KINDS_WITH_PARAMETERS:
             tensors.setdefault(_PARAMETERS, {})
-        return _adapter().validate_python({**fields, **tensors})
+        message = _adapter().validate_python({**fields, **dict.fromkeys(tensors, _NO_TENSORS)})
+        return cast("Message", {**message, **tensors})
     except ValidationError as exc:
         raise ProtocolError(f"not a valid message: {_first_mistake(exc)}") from exc
     except (ValueError, KeyError, RuntimeError, TypeError) as exc:
@@ -299,6 +327,21 @@ def _pack(
     return entries, body, hasher.digest()
 
 
+def _entries_of(lying: Laid) -> dict[str, Any]:
+    """Give how a head describes parameters that lie one after the other."""
+    entries: dict[str, Any] = {}
+    dtype, begin = lying.flat.dtype, 0
+    for name, shape in lying.shapes:
+        end = begin + shape.numel() * dtype.itemsize
+        entries[f"{_PARAMETERS}/{name}"] = {
+            "dtype": _DTYPE_NAMES[dtype],
+            "shape": list(shape),
+            "data_offsets": [begin, end],
+        }
+        begin = end
+    return entries
+
+
 def _plain(name: str, tensor: torch.Tensor) -> torch.Tensor:
     """Give the tensor as its bytes stand in memory, one after the other.
 
@@ -315,27 +358,54 @@ def _plain(name: str, tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().cpu().resolve_neg().contiguous()
 
 
-def _unpack(header: Mapping[str, Any], body: Buffer) -> Parameters:
-    """Give the tensors of `body`, in its memory.
+def _unpack(header: Mapping[str, Any], body: Buffer) -> dict[str, Parameters]:
+    """Give the tensors of `body`, in its memory, by the field that each one's name starts with.
 
     Raises:
-        ValueError: They do not fill it exactly, one after the other.
+        ValueError: They do not fill it exactly, one after the other, or a name starts with none.
     """
     memory = _as_tensor(body)
-    tensors: Parameters = {}
+    fields: dict[str, list[_Entry]] = {}
     end = 0
     entries = [(name, entry) for name, entry in header.items() if name != _METADATA]
-    for name, entry in sorted(entries, key=lambda item: _whole(item[1]["data_offsets"])):
+    for full_name, entry in sorted(entries, key=lambda item: _whole(item[1]["data_offsets"])):
         dtype, shape, begin = _DTYPES[entry["dtype"]], _whole(entry["shape"]), end
         end += math.prod(shape) * dtype.itemsize
-        if entry["data_offsets"] != [begin, end] or end > len(memory):
-            message = f"the bytes of {name!r} are not where they must be"
+        field, _, name = full_name.partition("/")
+        if (
+            entry["data_offsets"] != [begin, end]
+            or end > len(memory)
+            or field not in _TENSOR_FIELDS
+        ):
+            message = f"the tensor {full_name!r} is not where it must be, or belongs to no field"
             raise ValueError(message)
-        tensors[name] = memory[begin:end].view(dtype).reshape(shape)
+        fields.setdefault(field, []).append(_Entry(name, dtype, torch.Size(shape), begin, end))
     if end != len(memory):
         message = f"its body has {len(memory)} bytes, and its tensors {end}"
         raise ValueError(message)
-    return tensors
+    return {field: _lying(memory, found) for field, found in fields.items()}
+
+
+class _Entry(NamedTuple):
+    name: str
+    dtype: torch.dtype
+    shape: torch.Size
+    begin: int
+    end: int
+
+
+def _lying(memory: torch.Tensor, entries: list[_Entry]) -> Parameters:
+    """Give the tensors of one field."""
+    begin, end, dtype = entries[0].begin, entries[-1].end, entries[0].dtype
+    if all(entry.dtype is dtype for entry in entries) and end - begin == sum(
+        entry.end - entry.begin for entry in entries
+    ):
+        shapes = tuple((entry.name, entry.shape) for entry in entries)
+        return Laid(shapes, memory[begin:end].view(dtype))
+    return {
+        entry.name: memory[entry.begin : entry.end].view(entry.dtype).view(entry.shape)
+        for entry in entries
+    }
 
 
 def _as_tensor(body: Buffer) -> torch.Tensor:
@@ -368,22 +438,6 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         message = "a name comes twice"
         raise ValueError(message)
     return found
-
-
-def _by_field(tensors: Parameters) -> dict[str, Parameters]:
-    """Give the tensors by the field that each one's name starts with.
-
-    Raises:
-        ValueError: A name starts with none.
-    """
-    fields: dict[str, Parameters] = {}
-    for full_name, tensor in tensors.items():
-        field, _, name = full_name.partition("/")
-        if field not in _TENSOR_FIELDS:
-            message = f"the tensor {full_name!r} belongs to no field"
-            raise ValueError(message)
-        fields.setdefault(field, {})[name] = tensor
-    return fields
 
 
 def _read_head(head: Buffer) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -239,8 +239,15 @@ def excess_of(request: TrainRequest | EvaluateRequest, agreed: PlanProposal) -> 
         return f"covers rounds 0 to {agreed['rounds'] - 1}, not {request['round_num']}"
     if request["model"] != agreed["model"]:
         return "was approved for another model"
-    if request["kind"] == "evaluate":
-        return ""
+    if request.get("compression") != agreed.get("compression"):
+        return (
+            f"was approved for compression {agreed.get('compression', 'none')!r}, "
+            f"not {request.get('compression', 'none')!r}"
+        )
+    return "" if request["kind"] == "evaluate" else _excess_of_training(request, agreed)
+
+
+def _excess_of_training(request: TrainRequest, agreed: PlanProposal) -> str:
     if request["algorithm"] != agreed["algorithm"]:
         return "was approved for another algorithm"
     asked, allowed = request["training"], agreed["training"]

@@ -21,7 +21,7 @@ from datasite.statements import Executes
 _ROUNDS_KEPT: Final = 2
 """A resumed run asks for the round it was in or the one before; older replies are dropped."""
 
-_PLANS_KEPT: Final = 8
+_PLANS_KEPT: Final = 4
 """Whose large replies are kept: of those that trained last."""
 
 _LARGE_BYTES: Final = 1 << 18

@@ -22,6 +22,7 @@ from datasite import session_route
 from datasite.caller import Caller, Role
 from datasite.identity import Identity, require_email, require_strong_password
 from datasite.operator_door import Account
+from datasite.patience import PatientProtocol
 from datasite.publishing import PublishedDataset
 from datasite.session_route import SessionRoute
 
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 _CALL: Final = ("POST", "/api/v2/api_call")
 _BINARY: Final = "application/octet-stream"
 _DRAIN_S: Final = 5
+_KEPT_S: Final = 75
+"""An orchestrator's connection outlives the training of the other sites."""
+
 _LARGEST_CALL_BYTES: Final = 1 << 30
 """A call is read whole before anybody knows who sent it, so a stranger could fill the memory."""
 
@@ -140,6 +144,7 @@ class PySyftServer:
         app.include_router(_routes(self._opened()))
         config = uvicorn.Config(
             _Front(self._opened(), self._session_route(), app),
+            http=PatientProtocol,
             lifespan="off",
             log_config=None,
             log_level="critical",
@@ -148,6 +153,7 @@ class PySyftServer:
             date_header=False,
             proxy_headers=False,
             timeout_graceful_shutdown=_DRAIN_S,
+            timeout_keep_alive=_KEPT_S,
         )
         server = _Server(config, on_ready=self._tell_ready)
         if self._tls is not None:

@@ -121,7 +121,11 @@ class SessionRoute:
             _Refused: They are none of a session's that is open, or name more than is allowed.
         """
         given = request.headers
-        session = self._sessions.find(given.get("x-session", ""))
+        session_id = given.get("x-session", "")
+        over = self._sessions.end_if_over(session_id)
+        if over is not None:
+            await self._note(over, "its time is over")
+        session = self._sessions.find(session_id)
         if session is None:
             raise _Refused(401, "no such session; open one by a signed call")
         try:

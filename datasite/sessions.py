@@ -60,7 +60,11 @@ class Session:
 
     def has_ended(self, now: float) -> bool:
         """Tell whether its time is over, or too much was refused in it."""
-        return now >= self._ends_at or self.refusals >= _MOST_REFUSALS
+        return self.is_over(now) or self.refusals >= _MOST_REFUSALS
+
+    def is_over(self, now: float) -> bool:
+        """Tell whether its time is over."""
+        return now >= self._ends_at
 
     def take(self, counter: int) -> bool:
         """Count a message; False when one with this counter was there before, or may have been."""
@@ -147,6 +151,14 @@ class Sessions:
         if session.has_ended(self._clock()):
             self.end(session_id)
             return None
+        return session
+
+    def end_if_over(self, session_id: str) -> Session | None:
+        """End the session of this name if its time is over; that session, or None."""
+        session = self._open.get(session_id)
+        if session is None or not session.is_over(self._clock()):
+            return None
+        self.end(session_id)
         return session
 
     def end(self, session_id: str) -> None:

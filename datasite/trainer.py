@@ -17,7 +17,7 @@ from loguru import logger
 from core.arena import Arena, Buffer
 from core.exceptions import DataSiteError
 from core.wire import Parcel
-from datasite.training.orders import Order, heard_account, say
+from datasite.training.orders import Order, heard_account, say_order
 from datasite.training.work import Assignment, Done, Worker, perform
 
 _SPARE_BYTES: Final = 1 << 16
@@ -154,12 +154,11 @@ class _Child:
         body = self._shared(assignment.request.body)
         room = self._arena.allocate(len(body) + _SPARE_BYTES)
         order = Order(
-            job=assignment.job,
             body=self._place(body),
             room=self._place(room),
             has_state=len(assignment.state) > 0,
         )
-        say(pipe, order, assignment.request.head)
+        say_order(pipe, assignment.job, order, assignment.request.head)
         if assignment.state:
             pipe.send_bytes(assignment.state)
         if not pipe.poll(deadline_s):

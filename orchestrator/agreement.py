@@ -24,6 +24,7 @@ from core.plans import PlanStatus
 from core.schema import DataSchema
 from orchestrator.configuration import ClassWeight, ExperimentConfig
 from orchestrator.fleet import Answers, Fleet
+from orchestrator.travel import Travel
 
 _POLL_S = 0.5
 
@@ -132,6 +133,7 @@ def propose(
             privacy_level=config.privacy.level.value,
             rounds=config.rounds,
             code_hash=site["code_hash"],
+            **Travel(config.compression).form,
         )
         return fleet.communication.request(proposal, PlanDecision, site_id)
 

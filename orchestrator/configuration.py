@@ -7,7 +7,7 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from core.configuration import load_yaml
-from core.enums import ModelType, PrivacyLevel
+from core.enums import Compression, ModelType, PrivacyLevel
 from core.exceptions import ConfigurationError
 from core.messages import TrainingSettings
 from core.models import available_models
@@ -160,6 +160,7 @@ class ExperimentConfig(Section):
         sites: Path of the sites file; a relative path starts at the current folder, and is kept
             in full, so that a run can be resumed from another. In memory it may be left out.
         simulation: In memory, and there only: the data of the sites.
+        compression: In which form parameters travel; `fp16` and `int8` round what sites send.
         dataset: The name under which every site has registered its data.
         min_sites: Fewest updates that make a round; by default every site that was drawn for it
             must answer.
@@ -180,6 +181,7 @@ class ExperimentConfig(Section):
     training: Training = Training()
     split: Split = Split()
     privacy: Privacy = Privacy()
+    compression: Compression = Compression.NONE
     evaluation: Evaluation = Evaluation()
     early_stopping: EarlyStopping | None = None
     limits: Limits = Limits()
@@ -261,6 +263,12 @@ def refusals(config: ExperimentConfig) -> list[str]:
     if level is not PrivacyLevel.NONE:
         mistakes.append(
             f"privacy.level {level.value!r} is not available in this version; choose 'none'"
+        )
+    if level is PrivacyLevel.SECURE_AGGREGATION and config.compression is not Compression.NONE:
+        mistakes.append(
+            f"compression: {config.compression.value} with secure_aggregation: masked updates are "
+            "as random as noise, which does not compress, and rounded masks would not cancel; "
+            "choose compression none"
         )
     if config.local_training().at(config.rounds - 1)["learning_rate"] == 0:
         mistakes.append(

@@ -34,6 +34,7 @@ from orchestrator.observer import Observer
 from orchestrator.round import RoundContext, evaluate_at_sites, run_round
 from orchestrator.runs import Checkpoint, RunStore
 from orchestrator.stopping import Stopper
+from orchestrator.travel import Travel
 
 CommunicationFactory = Callable[[ExperimentConfig], SiteCommunication]
 
@@ -139,6 +140,7 @@ class ExperimentOrchestrator(OrchestratorInterface):
                 else _statistics(config, fleet, agreement, chosen)
             ),
             deadline_s=config.limits.call_s,
+            travel=Travel(config.compression),
         )
         course = _Course(
             run_id=run_id,

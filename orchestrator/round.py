@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
 from core.exceptions import AggregationError, PlanError
@@ -19,6 +19,7 @@ from orchestrator.algorithms import Algorithm, Gathering
 from orchestrator.fleet import Answers, Fleet
 from orchestrator.metrics import MetricsCollector
 from orchestrator.participation import Participation
+from orchestrator.travel import Travel
 
 _TENSORS = {"parameters", "control"}
 
@@ -35,6 +36,7 @@ class RoundContext:
         rows: Rows that each site has registered.
         min_sites: Fewest updates that make a round; by default every site drawn for it.
         deadline_s: Longest a site may take for one request.
+        travel: In which form parameters travel.
     """
 
     fleet: Fleet
@@ -47,6 +49,7 @@ class RoundContext:
     model: ModelSpec
     preprocessing: Preprocessing
     deadline_s: float
+    travel: Travel = field(default_factory=Travel)
 
 
 def run_round(
@@ -66,7 +69,8 @@ def run_round(
             and why.
         AggregationError: The updates cannot be combined.
     """
-    begin = time.perf_counter()
+    begin, traffic = time.perf_counter(), context.fleet.communication.traffic
+    before = traffic.so_far()
     drawn = context.participation.draw(context.participants, seed=context.seed, round_num=round_num)
     gathered = algorithm.gather()
     answers = train_at_sites(round_num, drawn, context, algorithm, gathered)
@@ -85,6 +89,7 @@ def run_round(
         "sites": dict(algorithm.last_shares),
     }
     record["missing"] = {site_id: str(error) for site_id, error in answers.failed.items()}
+    record["bytes"] = asdict(traffic.so_far() - before)
     record["seconds"] = {
         "train": trained - begin,
         "aggregate": aggregated - trained,
@@ -109,6 +114,7 @@ def train_at_sites(
     config = algorithm.configure_client_training(round_num)
     config.pop("control", None)  # it is part of what is broadcast
     model = algorithm.broadcast()
+    sent = context.travel.outgoing(model)
 
     def train(site_id: str) -> tuple[ClientUpdate, float]:
         if site_id not in context.plan_ids:
@@ -118,8 +124,8 @@ def train_at_sites(
                 site_id=site_id,
             )
         communication = context.fleet.communication
-        communication.send_model(model, site_id)
-        update = communication.request_training(
+        communication.send_model(sent, site_id)
+        answer = communication.request_training(
             {
                 "plan_id": context.plan_ids[site_id],
                 "seed": context.seed,
@@ -128,17 +134,20 @@ def train_at_sites(
                 "deadline_s": context.deadline_s,
                 **config,
                 **algorithm.configure_site(site_id),
+                **_memory(site_id, context, algorithm),
+                **context.travel.form,
             },
             site_id,
         )
-        delta_norm = algorithm.require_valid(cast("ClientUpdate", update))
+        update = context.travel.incoming(cast("ClientUpdate", answer), model)
+        delta_norm = algorithm.require_valid(update)
         if update["num_samples"] > context.rows[site_id]:
             raise AggregationError(
                 f"{site_id}: claims {update['num_samples']} samples, "
                 f"has registered {context.rows[site_id]} rows",
                 site_id=site_id,
             )
-        return cast("ClientUpdate", update), delta_norm
+        return update, delta_norm
 
     def add(_site_id: str, answer: tuple[ClientUpdate, float]) -> dict[str, Any]:
         update, delta_norm = answer
@@ -152,7 +161,7 @@ def evaluate_at_sites(
     round_num: int, model: ModelInterface, context: RoundContext
 ) -> Answers[EvaluationReport]:
     """Have every site of the federation score `model`."""
-    parameters = Packed(model.get_parameters())
+    parameters = context.travel.outgoing(Packed(model.get_parameters()))
 
     def evaluate(site_id: str) -> EvaluationReport:
         request = EvaluateRequest(
@@ -163,7 +172,15 @@ def evaluate_at_sites(
             preprocessing=context.preprocessing,
             deadline_s=context.deadline_s,
             parameters=parameters,
+            **context.travel.form,
         )
         return context.fleet.communication.request(request, EvaluationReport, site_id)
 
     return context.fleet.ask(context.plan_ids, evaluate)
+
+
+def _memory(site_id: str, context: RoundContext, algorithm: Algorithm) -> dict[str, int]:
+    """Give the round after which the site kept what it had rounded off, where it did."""
+    if context.travel.how.is_lossy and site_id in algorithm.counted:
+        return {"state_round": algorithm.counted[site_id]}
+    return {}

@@ -10,6 +10,7 @@ from core.models.registry import (
     describe_models,
     initial_parameters,
     load_model,
+    model_layout,
 )
 
 __all__ = [
@@ -23,4 +24,5 @@ __all__ = [
     "describe_models",
     "initial_parameters",
     "load_model",
+    "model_layout",
 ]

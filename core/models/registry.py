@@ -146,10 +146,25 @@ def load_model(
         ModelError: `parameters` do not fit; the message names the tensor.
     """
     architecture = _possible(spec, sensors, window_steps, classes)
-    options = tuple(sorted(spec["options"].items()))
-    pattern = _pattern(architecture, options, sensors, window_steps, classes)
+    pattern = _pattern_of(architecture, spec, sensors, window_steps, classes)
     require_same_layout(parameters, pattern.layout, whose=architecture.__name__)
     return pattern.filled(parameters)
+
+
+def model_layout(
+    spec: ModelSpec, *, sensors: int, window_steps: int, classes: int = 2
+) -> Parameters:
+    """Give the parameters of the model that `spec` names, without values: they take no memory.
+
+    Raises:
+        ConfigurationError: As `build_model`.
+    """
+    architecture = _possible(spec, sensors, window_steps, classes)
+    return _pattern_of(architecture, spec, sensors, window_steps, classes).layout
+
+
+def _pattern_of(architecture: type[TorchModel], spec: ModelSpec, *sizes: int) -> Pattern:
+    return _pattern(architecture, tuple(sorted(spec["options"].items())), *sizes)
 
 
 @lru_cache(maxsize=32)

@@ -137,6 +137,7 @@ batches of {training["batch_size"]},
 momentum {training["momentum"]:g},
           weight decay {training["weight_decay"]:g}, gradients clipped at \
 {training["gradient_clip"] or "no norm"}
+Travels   {_FORMS[asked.get("compression", "none")]}
 Code      the installed training code, {asked["code_hash"][:16]}
 
 Leaves the site in each round: the model's parameters after training here, the number of
@@ -145,6 +146,13 @@ counts of scores by true label. Once, before round 0: per feature the sum and th
 squares over all rows, and the number of failures among them.
 Privacy level: {_LEVELS[asked["privacy_level"]]}"""
 
+
+_FORMS = {
+    "none": "as it is (not compressed)",
+    "zstd": "compressed by zstd, without loss",
+    "fp16": "rounded to 2 bytes a number (fp16); what is rounded off is kept here and sent later",
+    "int8": "rounded to 1 byte a number (int8); what is rounded off is kept here and sent later",
+}
 
 _LEVELS = {
     "none": "none (no formal guarantee: a model's parameters can tell of its training data)",

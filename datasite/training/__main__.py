@@ -21,7 +21,7 @@ with uncollected():
 
     from core.arena import Arena
     from core.wire import Parcel
-    from datasite.training.orders import Account, heard_order, say
+    from datasite.training.orders import Account, heard_order, say_account
     from datasite.training.work import Assignment, Done, Worker, perform
 
 
@@ -45,13 +45,13 @@ def main(jobs_fd: int, lifeline_fd: int, arena_fd: int, threads: int) -> None:
         pipe.send_bytes(b"started")
         while True:
             try:
-                order, head = heard_order(pipe)
+                job, order, head = heard_order(pipe)
             except EOFError:
                 return
             state = pipe.recv_bytes() if order["has_state"] else b""
             room.memory = arena.view(*order["room"])
             request = Parcel(head, arena.view(*order["body"]))
-            done = perform(worker, Assignment(order["job"], request, state))
+            done = perform(worker, Assignment(job, request, state))
             _tell(pipe, done, is_in_room=arena.offset_of(done.reply.body) is not None)
 
 
@@ -63,7 +63,7 @@ def _tell(pipe: Connection, done: Done, *, is_in_room: bool) -> None:
         is_in_room=is_in_room,
         has_state=len(done.state) > 0,
     )
-    say(pipe, account, reply.head)
+    say_account(pipe, account, reply.head)
     if len(reply.body) and not is_in_room:
         pipe.send_bytes(reply.body)
     if done.state:

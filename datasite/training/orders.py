@@ -1,6 +1,10 @@
-"""What passes through the pipe between site and trainer: a line of JSON, then a message's head."""
+"""What passes through the pipe between site and trainer: lines of JSON, then a message's head.
+
+A job is the same in every round of a plan, so it has a line of its own, which is made and read once.
+"""
 
 import json
+from functools import lru_cache
 from multiprocessing.connection import Connection
 from typing import TypedDict, cast
 
@@ -14,7 +18,6 @@ class Order(TypedDict):
     says that the kept state follows in the pipe.
     """
 
-    job: Job
     body: tuple[int, int]
     room: tuple[int, int]
     has_state: bool
@@ -33,18 +36,28 @@ class Account(TypedDict):
     has_state: bool
 
 
-def say(pipe: Connection, said: Order | Account, head: bytes) -> None:
-    """Send what is said, and a head."""
-    pipe.send_bytes(json.dumps(said).encode() + b"\n" + head)
+def say_order(pipe: Connection, job: Job, order: Order, head: bytes) -> None:
+    """Send a job, what is to be done, and the request's head."""
+    pipe.send_bytes(b"\n".join((json.dumps(job).encode(), json.dumps(order).encode(), head)))
 
 
-def heard_order(pipe: Connection) -> tuple[Order, bytes]:
-    """Give the next order and the request's head; EOFError when there is none any more."""
-    said, _, head = pipe.recv_bytes().partition(b"\n")
-    return cast("Order", json.loads(said)), head
+def say_account(pipe: Connection, account: Account, head: bytes) -> None:
+    """Send what came of it, and the reply's head."""
+    pipe.send_bytes(b"\n".join((json.dumps(account).encode(), head)))
+
+
+def heard_order(pipe: Connection) -> tuple[Job, Order, bytes]:
+    """Give the next job, order and request's head; EOFError when there is none any more."""
+    job, said, head = pipe.recv_bytes().split(b"\n", maxsplit=2)
+    return _job(job), cast("Order", json.loads(said)), head
 
 
 def heard_account(pipe: Connection) -> tuple[Account, bytes]:
     """Give the account and the reply's head; EOFError when the trainer has ended."""
     said, _, head = pipe.recv_bytes().partition(b"\n")
     return cast("Account", json.loads(said)), head
+
+
+@lru_cache(maxsize=4)
+def _job(said: bytes) -> Job:
+    return cast("Job", json.loads(said))

@@ -14,7 +14,6 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import safetensors.torch
 import torch
 from torch.nn import functional
 from typing_extensions import TypedDict
@@ -45,6 +44,7 @@ from datasite.failures import as_failure
 from datasite.registry import file_sha256
 from datasite.training.fit import Fitted, fit
 from datasite.training.objectives import PROBE, PROBE_STEP, Objective, Task, build_objective
+from datasite.training.sending import Memory, Sending, opened
 
 T = TypeVar("T")
 
@@ -126,11 +126,15 @@ class Worker:
 
     def _train(self, job: Job, request: TrainRequest, state: bytes) -> Done:
         begin = time.perf_counter()
+        request = opened(request, job["schema"])
+        memory = Memory.read(state)
         if request["algorithm"]["name"] == PROBE:
-            return Done(wire.encode(_probe(job, request, begin), self._allocate))
+            sending = Sending(request, memory)
+            update = _probe(job, request, sending, begin)
+            return Done(wire.encode(update, self._allocate), sending.memory({}))
         data = self._standardised(job, "train", request["preprocessing"])
         model = _build(request, data.inputs)
-        objective = _objective(request, state)
+        objective = _objective(request, memory.state)
         fitted = fit(
             model,
             data.inputs,
@@ -142,14 +146,15 @@ class Worker:
         )
         parameters = model.get_parameters()
         require_finite(parameters, whose=job["site_id"])
-        outcome = objective.outcome(parameters, fitted.num_steps)
-        update = _update(job, request, parameters, fitted, begin)
-        if outcome.control:
-            update["control"] = outcome.control
-        kept = safetensors.torch.save(outcome.state) if outcome.state else b""
+        sending = Sending(request, memory)
+        arrived = sending.parameters(parameters)
+        control = sending.control(objective.control(parameters, fitted.num_steps))
+        update = _update(job, request, sending, fitted, begin)
+        kept = sending.memory(objective.state(arrived, control))
         return Done(wire.encode(update, self._allocate), kept)
 
     def _evaluate(self, job: Job, request: EvaluateRequest) -> EvaluationReport:
+        request = opened(request, job["schema"])
         model = _build(request, self._standardised(job, "test", request["preprocessing"]).inputs)
         model.eval()
         validation, test = (
@@ -243,38 +248,41 @@ def _build(request: TrainRequest | EvaluateRequest, inputs: torch.Tensor) -> Tor
     )
 
 
-def _objective(request: TrainRequest, state: bytes) -> Objective:
+def _objective(request: TrainRequest, state: Parameters) -> Objective:
     task = Task(
         hyperparameters=request["algorithm"]["hyperparameters"],
         received=request["parameters"],
         learning_rate=request["training"]["learning_rate"],
         control=request.get("control", {}),
-        state=safetensors.torch.load(state) if state else {},
+        state=state,
     )
     return build_objective(request["algorithm"], request["training"], task)
 
 
 def _update(
-    job: Job, request: TrainRequest, parameters: Parameters, fitted: Fitted, begin: float
+    job: Job, request: TrainRequest, sending: Sending, fitted: Fitted, begin: float
 ) -> ClientUpdate:
-    return ClientUpdate(
-        kind="update",
-        datasite_id=job["site_id"],
-        round_num=request["round_num"],
-        num_samples=fitted.num_samples,
-        num_steps=fitted.num_steps,
-        metrics={"train_loss": fitted.train_loss, "fit_s": time.perf_counter() - begin},
-        parameters=parameters,
+    return sending.put_into(
+        ClientUpdate(
+            kind="update",
+            datasite_id=job["site_id"],
+            round_num=request["round_num"],
+            num_samples=fitted.num_samples,
+            num_steps=fitted.num_steps,
+            metrics={"train_loss": fitted.train_loss, "fit_s": time.perf_counter() - begin},
+            parameters={},
+        )
     )
 
 
-def _probe(job: Job, request: TrainRequest, begin: float) -> ClientUpdate:
+def _probe(job: Job, request: TrainRequest, sending: Sending, begin: float) -> ClientUpdate:
     parameters = {
         name: tensor + PROBE_STEP if tensor.is_floating_point() else tensor
         for name, tensor in request["parameters"].items()
     }
+    sending.parameters(parameters)
     fitted = Fitted(num_samples=1, num_steps=1, train_loss=0.0)
-    return _update(job, request, parameters, fitted, begin)
+    return _update(job, request, sending, fitted, begin)
 
 
 @torch.no_grad()

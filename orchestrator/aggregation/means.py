@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 
 from core.messages import Parameters
+from core.parameters import add_scaled, as_float64, runs
 from orchestrator.aggregation.base import Accumulator, Aggregator
 
 
@@ -70,24 +71,19 @@ class RunningMean(Accumulator):
     def _add(self, point: Parameters, weight: float) -> None:
         self._weights.append(self._weight_of(weight))
         if not self._sums:
-            self._sums = {
-                name: tensor.to(torch.float64, copy=True)
-                if tensor.is_floating_point()
-                else tensor.clone()
-                for name, tensor in point.items()
-            }
+            self._sums = as_float64(point)
             return
         ratio = self._weights[-1] / self._weights[0]
-        for name, total in self._sums.items():
+        for total, tensor in runs(self._sums, point):
             if total.is_floating_point():
-                total.add_(point[name], alpha=ratio)
+                add_scaled(total, tensor, ratio)
             else:
-                torch.maximum(total, point[name], out=total)
+                torch.maximum(total, tensor, out=total)
 
     def _combined(self) -> tuple[Parameters, list[float]]:
         ratios = [weight / self._weights[0] for weight in self._weights]
         whole = sum(ratios)
-        for total in self._sums.values():
+        for total, _ in runs(self._sums, self._sums):
             if total.is_floating_point():
                 total.div_(whole)
         return self._sums, [ratio / whole for ratio in ratios]

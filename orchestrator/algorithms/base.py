@@ -289,7 +289,7 @@ class Algorithm(FederatedAlgorithmInterface):
     def broadcast(self) -> Packed:
         """Give what is sent to the sites, encoded; the global parameters then lie in its memory."""
         if not isinstance(self.parameters, Packed):
-            self.parameters = Packed(self.parameters, self.sent_beside())
+            self.parameters = Packed.over(self.parameters, self.sent_beside())
         return self.parameters
 
     def sent_beside(self) -> Parameters:

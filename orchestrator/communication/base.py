@@ -18,6 +18,7 @@ from core.exceptions import (
 from core.interfaces import CommunicationInterface
 from core.messages import ClientUpdate, Failure, Message, Request
 from core.wire import Packed, Parcel
+from orchestrator.communication.traffic import Traffic
 
 T = TypeVar("T")
 
@@ -61,6 +62,7 @@ class SiteCommunication(CommunicationInterface):
     Attributes:
         admit: Called before an answer of some size is read, with the site's name and the bytes; it
             returns when there is room for it.
+        traffic: What passed between sites and here.
         most_at_once: How many sites are asked at once at most; None for all.
     """
 
@@ -70,6 +72,7 @@ class SiteCommunication(CommunicationInterface):
         self.connect_s = connect_s
         self.call_s = call_s
         self.admit: Admission = _admit_at_once
+        self.traffic = Traffic()
         self._carriers: dict[str, Carrier] = {}
         self._sent: dict[str, Packed] = {}
 

@@ -31,6 +31,7 @@ from orchestrator.communication.connections import (
     NotReachedError,
     Receiver,
 )
+from orchestrator.communication.traffic import Traffic
 from orchestrator.communication.trust import Trust, why_no_tls
 
 _DIAGNOSIS_S: Final = 5.0
@@ -89,12 +90,15 @@ class Channel:
         url: `http(s)://host:port`; a path in front of PySyft's own is kept.
         ca_file: The certificate authority that vouches for the site, a PEM file. Without one
             the environment's REQUESTS_CA_BUNDLE or SSL_CERT_FILE, and else the usual ones.
+        traffic: Counts what passes.
 
     Raises:
         ConfigurationError: `url` is no http(s) address, or the authority cannot be read.
     """
 
-    def __init__(self, url: str, ca_file: Path | None = None) -> None:
+    def __init__(
+        self, url: str, ca_file: Path | None = None, traffic: Traffic | None = None
+    ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             message = f"{url!r} is no address of a site; write http://host:port or https://..."
@@ -105,7 +109,10 @@ class Channel:
         port = parts.port or (80 if self._is_plain else 443)
         self._trust = Trust(parts.hostname, port, ca_file)
         self._connections = Connections(
-            parts.hostname, port, None if self._is_plain else self._trust.context()
+            parts.hostname,
+            port,
+            None if self._is_plain else self._trust.context(),
+            traffic or Traffic(),
         )
 
     def close(self) -> None:

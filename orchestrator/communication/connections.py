@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 
 from core.arena import Buffer
 from core.limits import MAX_MESSAGE_BYTES
+from orchestrator.communication.traffic import Traffic
 
 _CONNECT_S: Final = 5.0
 _KEPT: Final = 16
@@ -93,14 +94,16 @@ class Connections:
 
     Args:
         tls: Settings of an https address; None for http.
+        traffic: Counts what passes.
     """
 
-    def __init__(self, host: str, port: int, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, host: str, port: int, tls: ssl.SSLContext | None, traffic: Traffic) -> None:
         self._address = host, port
         self._named = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._tls = tls
         self._idle: list[socket.socket] = []
         self._changing = threading.Lock()
+        self._traffic = traffic
 
     def ask(
         self, make: Callable[[], Ask], deadline: Deadline, receiver: Receiver | None = None
@@ -181,6 +184,8 @@ class Connections:
             connection.close()
         else:
             self._keep(connection)
+        sent = sum(len(part) for part in ask.parts)
+        self._traffic.add(sent=sent, received=len(content))
         return Answer(response.status, headers, content)
 
     def _send(self, connection: socket.socket, ask: Ask, deadline: Deadline) -> bool:

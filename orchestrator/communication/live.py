@@ -44,6 +44,7 @@ class PySyftCommunication(SiteCommunication):
             password=credentials["password"],
             timeout_s=self.connect_s,
             ca_file=Path(credentials["ca_file"]) if "ca_file" in credentials else None,
+            traffic=self.traffic,
         )
         if self._channel is ChannelKind.SIGNED:
             return signed

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from core.exceptions import AuthenticationError, CommunicationError
 from core.wire import Parcel
 from orchestrator.communication.base import Carrier, SiteCommunication
+from orchestrator.communication.traffic import Traffic
 
 Handler = Callable[[Parcel, str], Parcel]
 """A site: a request and the caller's e-mail in, a reply out."""
@@ -17,17 +18,21 @@ class MemoryCarrier:
         site_id: The site's name.
         handle: The site.
         email: Who calls.
+        traffic: Counts what would pass if the site were elsewhere.
     """
 
-    def __init__(self, site_id: str, handle: Handler, email: str) -> None:
+    def __init__(self, site_id: str, handle: Handler, email: str, traffic: Traffic) -> None:
         self.site_id = site_id
         self._handle = handle
         self._email = email
+        self._traffic = traffic
 
     def exchange(self, request: Parcel, *, deadline_s: float) -> Parcel:
         """See `Carrier.exchange`; nothing can be late in memory."""
         del deadline_s
-        return self._handle(request, self._email)
+        reply = self._handle(request, self._email)
+        self._traffic.add(sent=len(request), received=len(reply))
+        return reply
 
     def close(self) -> None:
         """See `Carrier.close`."""
@@ -62,4 +67,4 @@ class MemoryCommunication(SiteCommunication):
                 f"{site_id}: log-in as {email} refused; check the account with the site's operator",
                 site_id=site_id,
             )
-        return MemoryCarrier(site_id, self._sites[site_id], email)
+        return MemoryCarrier(site_id, self._sites[site_id], email, self.traffic)

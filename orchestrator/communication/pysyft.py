@@ -31,6 +31,7 @@ from core.wire import Parcel
 from orchestrator.communication.channel import Channel, SiteIdentity
 from orchestrator.communication.connections import Deadline
 from orchestrator.communication.session import Session
+from orchestrator.communication.traffic import Traffic
 
 _HANDLE_PATH: Final = "federation.handle"
 _SESSION_PATH: Final = "federation.open_session"
@@ -64,6 +65,7 @@ class PySyftCarrier:
         password: str,
         timeout_s: float = 10,
         ca_file: Path | None = None,
+        traffic: Traffic | None = None,
     ) -> Self:
         """Log in to the site at `url`.
 
@@ -74,6 +76,7 @@ class PySyftCarrier:
             timeout_s: How long all of it may take.
             ca_file: The certificate authority that vouches for the site, a PEM file. Without one
                 the environment's REQUESTS_CA_BUNDLE or SSL_CERT_FILE, and else the usual ones.
+            traffic: Counts what passes.
 
         Raises:
             ConfigurationError: `url` is no http(s) address, or the authority cannot be read.
@@ -84,7 +87,7 @@ class PySyftCarrier:
             ProtocolError: What answers there is not a PySyft site.
         """
         deadline = Deadline(timeout_s)
-        channel = Channel(url, ca_file)
+        channel = Channel(url, ca_file, traffic)
         with contextlib.ExitStack() as undo:
             undo.callback(channel.close)
             site = channel.identify(deadline)

@@ -7,13 +7,12 @@ longer: it restarted, or the session's time was over. See `core.sessions` for th
 import itertools
 import threading
 from collections.abc import Callable, Mapping
-from functools import cache
 from http import HTTPStatus
 from typing import Final, Protocol
 
 from blake3 import blake3
 
-from core.arena import Arena, Buffer
+from core.arena import Buffer, scratch
 from core.exceptions import ProtocolError
 from core.sessions import SessionKeys, is_tag, tag
 from core.wire import Parcel
@@ -172,7 +171,7 @@ class _Hashing(Receiver):
         self._hasher = blake3()
         said = headers.get("x-head", "")
         self._head_bytes = int(said) if said.isdecimal() else 0
-        return _arena().allocate(size_bytes) if size_bytes else memoryview(b"")
+        return scratch().allocate(size_bytes)
 
     def came(self, part: memoryview) -> None:
         """See `Receiver.came`."""
@@ -183,12 +182,6 @@ class _Hashing(Receiver):
     def digest(self) -> bytes:
         """Give the hash of the body that came."""
         return self._hasher.digest()
-
-
-@cache
-def _arena() -> Arena:
-    """Give the memory that all replies of this process come into."""
-    return Arena.new()
 
 
 class _Sealed:

@@ -322,6 +322,7 @@ def test_a_plan_is_listed_and_shown_in_words(datasite: Command, registered: Path
         "fedavg, 3 rounds of 1 epoch(s), batches of 16",
         "sgd: learning rate at most 0.1, momentum 0",
         "gradients clipped at no norm",
+        "Travels   as it is (not compressed)",
         "Privacy level: none (no formal guarantee",
     ):
         assert words in shown

@@ -88,8 +88,8 @@ def test_fedavg_leaves_the_gradient_alone() -> None:
     """And keeps and sends nothing."""
     fedavg = objective("fedavg", task(pair(1.0, 2.0)))
     assert corrected(fedavg, at=(3.0, 1.0), gradient=(0.5, 0.25)) == [0.5, 0.25]
-    outcome = fedavg.outcome(pair(3.0, 1.0), 2)
-    assert (outcome.state, outcome.control) == ({}, {})
+    assert fedavg.control(pair(3.0, 1.0), 2) == {}
+    assert fedavg.state(pair(3.0, 1.0), {}) == {}
 
 
 @pytest.mark.parametrize("name", ["fedprox", "fednova"])
@@ -97,8 +97,8 @@ def test_the_proximal_term_pulls_to_the_received_model(name: str) -> None:
     """(0.5, 0.5) + 0.1 ((3, 1) − (1, 2)) = (0.7, 0.4); nothing is kept or sent."""
     proximal = objective(name, task(pair(1.0, 2.0), hyperparameters={"mu": 0.1}))
     assert corrected(proximal, at=(3.0, 1.0), gradient=(0.5, 0.5)) == pytest.approx([0.7, 0.4])
-    outcome = proximal.outcome(pair(3.0, 1.0), 2)
-    assert (outcome.state, outcome.control) == ({}, {})
+    assert proximal.control(pair(3.0, 1.0), 2) == {}
+    assert proximal.state(pair(3.0, 1.0), {}) == {}
 
 
 def test_the_anchor_does_not_move_during_the_round() -> None:
@@ -155,23 +155,22 @@ def test_feddyn_bends_the_gradient_by_its_dual_over_two_rounds() -> None:
     # (0.5, 0.5) − 0 + 0.1 ((2, 0) − (1, 2)) = (0.6, 0.3)
     assert corrected(first, at=(2.0, 0.0), gradient=(0.5, 0.5)) == pytest.approx([0.6, 0.3])
     # 0 − 0.1 (1, −2) = (−0.1, 0.2)
-    after_first = first.outcome(pair(2.0, 0.0), 7).state
+    after_first = first.state(pair(2.0, 0.0), {})
     assert after_first["weight"].tolist() == pytest.approx([-0.1, 0.2])
 
     second = objective("feddyn", task(pair(1.5, 1.0), hyperparameters=alpha, state=after_first))
     # (1, 1) − (−0.1, 0.2) + 0.1 ((0, 2) − (1.5, 1)) = (0.95, 0.9)
     assert corrected(second, at=(0.0, 2.0), gradient=(1.0, 1.0)) == pytest.approx([0.95, 0.9])
     # (−0.1, 0.2) − 0.1 (−1.5, 1) = (0.05, 0.1)
-    after_second = second.outcome(pair(0.0, 2.0), 7).state
+    after_second = second.state(pair(0.0, 2.0), {})
     assert after_second["weight"].tolist() == pytest.approx([0.05, 0.1])
 
 
 def test_feddyns_dual_is_kept_exactly_and_not_sent() -> None:
     """In float64, and of it nothing is given to the orchestrator."""
     feddyn = objective("feddyn", task(pair(1.0, 2.0), hyperparameters={"alpha": 0.1}))
-    outcome = feddyn.outcome(pair(2.0, 0.0), 7)
-    assert outcome.control == {}
-    assert outcome.state["weight"].dtype == torch.float64
+    assert feddyn.control(pair(2.0, 0.0), 7) == {}
+    assert feddyn.state(pair(2.0, 0.0), {})["weight"].dtype == torch.float64
 
 
 def test_scaffold_shifts_the_gradient_by_c_minus_the_sites_own() -> None:
@@ -193,11 +192,12 @@ def test_scaffold_sends_the_change_of_its_control() -> None:
     scaffold = objective(
         "scaffold", task(pair(1.0, 2.0), control=pair(0.5, -0.5), state=pair(0.1, 0.3))
     )
-    outcome = scaffold.outcome(pair(0.8, 2.2), 2)
+    control = scaffold.control(pair(0.8, 2.2), 2)
     # ((1, 2) − (0.8, 2.2)) / 0.2 = (1, −1);  (1, −1) − (0.5, −0.5) = (0.5, −0.5)
-    assert outcome.control["weight"].tolist() == pytest.approx([0.5, -0.5], abs=1e-6)
+    assert control["weight"].tolist() == pytest.approx([0.5, -0.5], abs=1e-6)
     # (0.1, 0.3) + (0.5, −0.5)
-    assert outcome.state["weight"].tolist() == pytest.approx([0.6, -0.2], abs=1e-6)
+    state = scaffold.state(pair(0.8, 2.2), control)
+    assert state["weight"].tolist() == pytest.approx([0.6, -0.2], abs=1e-6)
 
 
 def test_what_scaffold_sends_is_exactly_what_it_kept() -> None:
@@ -205,8 +205,8 @@ def test_what_scaffold_sends_is_exactly_what_it_kept() -> None:
     state = {"weight": torch.tensor([0.1, 0.3], dtype=torch.float64)}
     received, fitted = pair(0.1, 0.7), pair(0.123456, 0.654321)
     scaffold = objective("scaffold", task(received, control=pair(0.3, -0.1), state=state))
-    outcome = scaffold.outcome(fitted, 3)
-    sent, kept = outcome.control["weight"], outcome.state["weight"]
+    change = scaffold.control(fitted, 3)
+    sent, kept = change["weight"], scaffold.state(fitted, change)["weight"]
     assert (sent.dtype, kept.dtype) == (torch.float32, torch.float64)
     assert torch.equal(kept, state["weight"] + sent.double())
     before_rounding = (
@@ -242,10 +242,11 @@ def test_scaffolds_new_control_is_the_mean_gradient_met(
     """Of the data alone, over all steps of the round: two epochs of two batches."""
     recorder = Recorder(task(pair(0.3, -0.7), control=control, state=state))
     model = trained(recorder)
-    outcome = recorder.outcome({"weight": model.weight.detach()}, len(recorder.met))
+    fitted = {"weight": model.weight.detach()}
+    kept = recorder.state(fitted, recorder.control(fitted, len(recorder.met)))
     assert len(recorder.met) == 4
     mean = torch.stack(recorder.met).mean(dim=0)
-    assert outcome.state["weight"].tolist() == pytest.approx(mean.tolist(), abs=1e-5)
+    assert kept["weight"].tolist() == pytest.approx(mean.tolist(), abs=1e-5)
 
 
 def test_no_objective_changes_what_it_was_given() -> None:
@@ -259,7 +260,8 @@ def test_no_objective_changes_what_it_was_given() -> None:
         )
         asked = objective(name, given)
         model = trained(asked)
-        asked.outcome({"weight": model.weight.detach()}, 4)
+        fitted = {"weight": model.weight.detach()}
+        asked.state(fitted, asked.control(fitted, 4))
         assert given.received["weight"].tolist() == pair(0.3, -0.7)["weight"].tolist()
         assert given.control["weight"].tolist() == pair(0.5, -0.5)["weight"].tolist()
         assert given.state["weight"].tolist() == pair(0.1, 0.3)["weight"].tolist()

@@ -101,9 +101,9 @@ class Run:
             objective.correct_gradients(model)
             optimizer.step()
         fitted = {"w": model.w.detach()}
-        outcome = objective.outcome(fitted, self.steps[site])
-        if outcome.state:
-            self.states[site] = outcome.state
+        control = objective.control(fitted, self.steps[site])
+        if state := objective.state(fitted, control):
+            self.states[site] = state
         return {
             "datasite_id": f"factory-{site}",
             "round_num": config["round_num"],
@@ -111,7 +111,7 @@ class Run:
             "num_steps": self.steps[site],
             "metrics": {},
             "parameters": fitted,
-            **({"control": outcome.control} if outcome.control else {}),
+            **({"control": control} if control else {}),
         }
 
 

@@ -5,7 +5,7 @@ The table `OBJECTIVES` is the site's catalogue: a plan can name what stands in i
 
 from core.exceptions import ConfigurationError
 from core.messages import AlgorithmSpec, TrainingSettings
-from datasite.training.objectives.base import Objective, Outcome, Task
+from datasite.training.objectives.base import Objective, Task
 from datasite.training.objectives.fedavg import FedAvg
 from datasite.training.objectives.feddyn import FedDyn
 from datasite.training.objectives.fednova import FedNova
@@ -66,7 +66,6 @@ __all__ = [
     "PROBE",
     "PROBE_STEP",
     "Objective",
-    "Outcome",
     "Task",
     "available_algorithms",
     "build_objective",

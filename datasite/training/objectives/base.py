@@ -29,19 +29,6 @@ class Task:
     state: Parameters = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What an objective makes of a fit, beside the parameters.
-
-    Attributes:
-        state: To be kept at the site for the next round; empty for nothing.
-        control: To be sent to the orchestrator; empty for nothing.
-    """
-
-    state: Parameters = field(default_factory=dict)
-    control: Parameters = field(default_factory=dict)
-
-
 class Objective:
     """Plain local training: F_k(w), the site's own mean loss, and nothing else.
 
@@ -66,10 +53,21 @@ class Objective:
     def correct_gradients(self, model: nn.Module) -> None:
         """Add the algorithm's part to `.grad` of the model's parameters, in place."""
 
-    def outcome(self, fitted: Parameters, num_steps: int) -> Outcome:
-        """Give what is kept and sent when `num_steps` steps led to `fitted`."""
+    def control(self, fitted: Parameters, num_steps: int) -> Parameters:
+        """Give what is sent beside the parameters when `num_steps` steps led to `fitted`."""
         del fitted, num_steps
-        return Outcome()
+        return {}
+
+    def state(self, arrived: Parameters, control: Parameters) -> Parameters:
+        """Give what is kept at the site for the next round; empty for nothing.
+
+        Args:
+            arrived: The parameters that the orchestrator has of this round. They may be rounded on
+                their way (see `core.compression`), and what both sides sum up must be the same.
+            control: What it has beside them.
+        """
+        del arrived, control
+        return {}
 
 
 def gradients(model: nn.Module) -> Mapping[str, torch.Tensor]:

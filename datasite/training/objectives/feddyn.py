@@ -12,7 +12,7 @@ from torch import nn
 
 from core.messages import Parameters
 from core.parameters import difference
-from datasite.training.objectives.base import Objective, Outcome, Task, gradients
+from datasite.training.objectives.base import Objective, Task, gradients
 
 
 class FedDyn(Objective):
@@ -34,12 +34,10 @@ class FedDyn(Objective):
             if name in self._dual:
                 gradient.sub_(self._dual[name])
 
-    def outcome(self, fitted: Parameters, num_steps: int) -> Outcome:
-        """Keep g_k − α (θ_k − θ^{t−1})."""
-        del num_steps
+    def state(self, arrived: Parameters, control: Parameters) -> Parameters:
+        """Keep g_k − α (θ_k − θ^{t−1}), with the θ_k from which the orchestrator makes its h."""
+        del control
         alpha = self.task.hyperparameters["alpha"]
-        change = difference(fitted, self.task.received)
+        change = difference(arrived, self.task.received)
         before = self.task.state
-        return Outcome(
-            state={n: before.get(n, torch.zeros_like(d)) - alpha * d for n, d in change.items()}
-        )
+        return {n: before.get(n, torch.zeros_like(d)) - alpha * d for n, d in change.items()}

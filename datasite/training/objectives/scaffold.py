@@ -12,7 +12,7 @@ from torch import nn
 
 from core.messages import Parameters
 from core.parameters import difference
-from datasite.training.objectives.base import Objective, Outcome, Task, gradients
+from datasite.training.objectives.base import Objective, Task, gradients
 
 
 class Scaffold(Objective):
@@ -34,15 +34,16 @@ class Scaffold(Objective):
             if name in self._shift:
                 gradient.add_(self._shift[name])
 
-    def outcome(self, fitted: Parameters, num_steps: int) -> Outcome:
-        """Send (x − y) / (K η) − c, and keep c_k with just that added."""
+    def control(self, fitted: Parameters, num_steps: int) -> Parameters:
+        """Send (x − y) / (K η) − c."""
         way = 1.0 / (num_steps * self.task.learning_rate)
-        control, state = self.task.control, self.task.state
-        change = {
-            name: (way * d - control.get(name, 0.0)).to(self.task.received[name].dtype)
+        return {
+            name: (way * d - self.task.control.get(name, 0.0)).to(self.task.received[name].dtype)
             for name, d in difference(self.task.received, fitted).items()
         }
-        return Outcome(
-            state={name: state.get(name, 0.0) + d.double() for name, d in change.items()},
-            control=change,
-        )
+
+    def state(self, arrived: Parameters, control: Parameters) -> Parameters:
+        """Keep c_k with just that added which the orchestrator adds to c."""
+        del arrived
+        state = self.task.state
+        return {name: state.get(name, 0.0) + d.double() for name, d in control.items()}
