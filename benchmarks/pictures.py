@@ -15,7 +15,12 @@ from quantities import MOST_MODELS, number_text
 LIVE: Final = "#4477aa"
 DARK: Final = "#222222"
 GREY: Final = "#999999"
-FLOORS: Final[Mapping[str, tuple[str, str]]] = {"copy": (GREY, ":"), "same work": (DARK, "--")}
+FLOORS: Final[Mapping[str, tuple[str, str]]] = {
+    "copy, in threads": (GREY, ":"),
+    "copy, in turn": (GREY, "--"),
+    "same work, in threads": (DARK, ":"),
+    "same work, in turn": (DARK, "--"),
+}
 SITES: Final = ("#66ccee", "#4477aa", "#ccbb44", "#228833", "#aa3377")
 MEGA: Final = 1e6
 

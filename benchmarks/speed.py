@@ -160,7 +160,7 @@ def _rounds(settings: Settings, testbed: Testbed, sites: int) -> Outcome:
         before = apart(floor.measure, sites, size.parameters, rounds)
         cell = apart(measure_null, testbed, size, rounds)
         after = apart(floor.measure, sites, size.parameters, rounds)
-        cell |= {"sites": sites, "asked": asked, "floor_ms": floor.quickest(before, after)}
+        cell |= {"sites": sites, "asked": asked, "floor_ms": floor.medians(before, after)}
         cells.append(cell)
         quantities += _of_a_cell(cell)
     return Outcome(quantities=quantities, measured={"rounds": cells})
@@ -183,7 +183,7 @@ def _of_a_cell(cell: Mapping[str, Any]) -> list[Quantity]:
             unit="ms",
             spread=cell["round_ms"],
             floor=Floor(what=f"pipes, {form}", value=floor_ms),
-            target=target if is_of_ratio or form == floor.FORMS[0] else None,
+            target=target if is_of_ratio or form == next(iter(cell["floor_ms"])) else None,
         )
         for form, floor_ms in cell["floor_ms"].items()
     ]

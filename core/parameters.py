@@ -14,7 +14,7 @@ from core.arena import scratch
 from core.exceptions import AggregationError, ModelError
 from core.messages import Parameters
 
-_BLOCK = 1 << 14
+_BLOCK = 1 << 16
 _LARGE_BYTES = 1 << 20
 
 

@@ -19,7 +19,7 @@ anything larger than the input is allocated.
 import json
 import math
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, lru_cache
 from typing import (
     Annotated,
     Any,
@@ -43,7 +43,7 @@ from core.arena import Buffer, scratch
 from core.exceptions import ModelError, ProtocolError
 from core.limits import MAX_HEADER_BYTES, MAX_MESSAGE_BYTES
 from core.messages import Message, Parameters
-from core.parameters import Laid, laid
+from core.parameters import Laid, Shapes, laid
 
 VERSION = "1"
 """Both sides must speak the same; see the rules of change in `core.messages`."""
@@ -166,7 +166,15 @@ class Packed(Laid):
             entries, body, body_hash = _pack(named, scratch().allocate)
         except (ValueError, RuntimeError) as exc:
             raise ModelError(f"the parameters cannot be encoded: {exc}") from exc
-        self._lie(entries, body, body_hash)
+        self.said, self.body, self.body_hash = _said(entries), body, body_hash
+        lying = _unpack(entries, body)
+        self.control = lying.get("control", {})
+        own = lying.get(_PARAMETERS, {})
+        if isinstance(own, Laid):
+            super().__init__(own.shapes, own.flat)
+        else:
+            super().__init__((), torch.empty(0))
+            self.update(own)
 
     @classmethod
     def over(cls, parameters: Parameters, control: Parameters) -> Self:
@@ -178,21 +186,13 @@ class Packed(Laid):
         lying = laid(parameters)
         if control or lying is None or lying.shapes != tuple(sorted(lying.shapes)):
             return cls(parameters, control)
-        body = lying.flat.view(torch.uint8).numpy().data
         packed = cls.__new__(cls)
-        packed._lie(_entries_of(lying), body, content_hash(body))  # noqa: SLF001 - its own
+        packed.said = _said_of(lying.shapes, lying.flat.dtype)
+        packed.body = lying.flat.view(torch.uint8).numpy().data
+        packed.body_hash = content_hash(packed.body)
+        packed.control, packed.shapes, packed.flat = {}, lying.shapes, lying.flat
+        packed.update(lying)
         return packed
-
-    def _lie(self, entries: Mapping[str, Any], body: Buffer, body_hash: bytes) -> None:
-        self.said, self.body, self.body_hash = _said(entries), body, body_hash
-        lying = _unpack(entries, body)
-        self.control = lying.get("control", {})
-        own = lying.get(_PARAMETERS, {})
-        if isinstance(own, Laid):
-            super().__init__(own.shapes, own.flat)
-        else:
-            super().__init__((), torch.empty(0))
-            self.update(own)
 
 
 @cache
@@ -327,11 +327,12 @@ def _pack(
     return entries, body, hasher.digest()
 
 
-def _entries_of(lying: Laid) -> dict[str, Any]:
+@lru_cache(maxsize=8)
+def _said_of(shapes: Shapes, dtype: torch.dtype) -> str:
     """Give how a head describes parameters that lie one after the other."""
     entries: dict[str, Any] = {}
-    dtype, begin = lying.flat.dtype, 0
-    for name, shape in lying.shapes:
+    begin = 0
+    for name, shape in shapes:
         end = begin + shape.numel() * dtype.itemsize
         entries[f"{_PARAMETERS}/{name}"] = {
             "dtype": _DTYPE_NAMES[dtype],
@@ -339,7 +340,7 @@ def _entries_of(lying: Laid) -> dict[str, Any]:
             "data_offsets": [begin, end],
         }
         begin = end
-    return entries
+    return _said(entries)
 
 
 def _plain(name: str, tensor: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """What passes through the pipe between site and trainer: lines of JSON, then a message's head.
 
-A job is the same in every round of a plan, so it has a line of its own, which is made and read once.
+A job is the same in every round of a plan, so it has a line of its own, which is read only once.
 """
 
 import json

@@ -29,7 +29,7 @@ from datasite.site import FactoryDataSite
 from datasite.trainer import InlineTrainer
 from datasite.training.work import Assignment, Done
 
-LARGE: Final = {"type": "cnn", "options": {"channels": 128, "blocks": 2}}
+LARGE: Final = {"type": "cnn", "options": {"channels": 192, "blocks": 2}}
 """A model of a third of a megabyte."""
 
 KEPT_IN_A_FILE_BYTES: Final = 1 << 18
@@ -274,9 +274,7 @@ def test_the_replies_of_plans_that_trained_the_longest_ago_are_removed(
     assert trainer.jobs == 6
 
 
-def test_a_plan_that_goes_on_removes_nobodys_replies(
-    site: FactoryDataSite, tmp_path: Path
-) -> None:
+def test_a_plan_that_goes_on_removes_nobodys_replies(site: FactoryDataSite, tmp_path: Path) -> None:
     """Only a plan's new file makes room, and never by its own others."""
     plans = [plan(site, f"run-{number}") for number in range(4)]
     for round_num in range(3):

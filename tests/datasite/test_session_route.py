@@ -475,6 +475,24 @@ def test_what_one_session_sent_no_other_has(
     assert other.post(other.sealed(MODEL, 1, leaves_out_body=True)).status_code == 409
 
 
+def test_a_body_that_the_site_let_go_of_is_asked_for_again(
+    site: Site, session: Session, listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is room for one: after another session's request the first one's is sent anew."""
+    monkeypatch.setattr("datasite.sessions._MOST_BODIES_BYTES", 8)
+    other = Session(site, listener)
+    session.ask(MODEL, 1)
+    other.ask(OTHER_MODEL, 1)
+    assert session.post(session.sealed(MODEL, 2, leaves_out_body=True)).status_code == 409
+    known = other.sealed(OTHER_MODEL, 2, leaves_out_body=True)
+    assert other.opened(other.post(known), 2) == OTHER_MODEL
+    assert session.ask(MODEL, 3) == MODEL
+    again = session.sealed(MODEL, 4, leaves_out_body=True)
+    assert session.opened(session.post(again), 4) == MODEL
+    assert other.post(other.sealed(OTHER_MODEL, 3, leaves_out_body=True)).status_code == 409
+    assert site.refused == []
+
+
 def test_a_body_left_out_is_counted_like_any_other(site: Site, session: Session) -> None:
     """It cannot be repeated either."""
     session.ask(MODEL, 1)

@@ -1,6 +1,8 @@
 """Which sessions are open at a site, and which counters one has seen."""
 
+import gc
 import sys
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -268,3 +270,82 @@ def test_threads_open_sessions_within_the_limits(sessions: Sessions) -> None:
     with ThreadPoolExecutor(8) as pool:
         names = list(pool.map(lambda _: open_one(sessions), range(400)))
     assert sum(is_open(sessions, session_id) for session_id in names) == 16
+
+
+def opened(sessions: Sessions) -> Session:
+    """Give a new session."""
+    found = sessions.find(open_one(sessions))
+    assert found is not None
+    return found
+
+
+def holds(session: Session) -> bytes:
+    """Give the body that a session has."""
+    _, body = session.body
+    return bytes(body)
+
+
+@pytest.fixture
+def _room_for_ten_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasite.sessions._MOST_BODIES_BYTES", 10)
+
+
+@pytest.mark.usefixtures("_room_for_ten_bytes")
+def test_the_bodies_of_all_sessions_have_one_limit(sessions: Sessions) -> None:
+    """Beyond it those let go of theirs that were used the longest ago, as many as it takes."""
+    first, second, third, fourth = (opened(sessions) for _ in range(4))
+    for session, body in ((first, b"1111"), (second, b"222"), (third, b"333")):
+        sessions.keep_body(session, b"hash", body)
+    assert [holds(session) for session in (first, second, third)] == [b"1111", b"222", b"333"]
+    sessions.keep_body(first, b"hash", b"1")  # a smaller one in place of its last: 7 bytes of 10
+    sessions.keep_body(fourth, b"hash", b"444")
+    assert [holds(s) for s in (first, second, third, fourth)] == [b"1", b"222", b"333", b"444"]
+    sessions.keep_body(fourth, b"hash", b"4444444")  # with 1 + 3 + 3 that is 14: two must go
+    assert [holds(s) for s in (first, second, third, fourth)] == [b"1", b"", b"", b"4444444"]
+    assert second.body == third.body == (b"", b"")
+
+
+@pytest.mark.usefixtures("_room_for_ten_bytes")
+def test_a_body_larger_than_the_limit_is_kept_alone(sessions: Sessions) -> None:
+    """The last request of all can be said again without it; nobody else's can."""
+    first, second = opened(sessions), opened(sessions)
+    sessions.keep_body(first, b"hash", b"1")
+    sessions.keep_body(second, b"hash", bytes(100))
+    assert (holds(first), holds(second)) == (b"", bytes(100))
+
+
+@pytest.mark.usefixtures("_room_for_ten_bytes")
+def test_a_session_that_ended_keeps_nothing_and_takes_no_room(
+    sessions: Sessions, clock: Clock
+) -> None:
+    """A body that comes in as it ends is not kept; what it had makes room for others."""
+    ended, over, other = opened(sessions), opened(sessions), opened(sessions)
+    sessions.keep_body(ended, b"hash", b"1111111111")
+    sessions.end(ended.session_id)
+    sessions.keep_body(ended, b"hash", b"2222222222")
+    assert holds(ended) != b"2222222222"
+    sessions.keep_body(other, b"hash", b"333333")
+    sessions.keep_body(over, b"hash", b"4444")
+    assert (holds(other), holds(over)) == (b"333333", b"4444")
+
+
+def test_the_body_of_an_ended_session_is_freed(sessions: Sessions) -> None:
+    """Whether it was ended or pushed out by the account's newer ones."""
+
+    class Body(bytearray):
+        """Can be asked whether it is there yet."""
+
+    ended = [open_one(sessions) for _ in range(2)]
+    held = []
+    for session_id in ended:
+        session, body = sessions.find(session_id), Body(b"body")
+        assert session is not None
+        sessions.keep_body(session, b"hash", body)
+        held.append(weakref.ref(body))
+        del session, body
+    assert all(body() is not None for body in held)
+    sessions.end(ended[1])
+    for _ in range(16):
+        open_one(sessions)
+    gc.collect()
+    assert [body() for body in held] == [None, None]

@@ -16,11 +16,13 @@ import pandas as pd
 import psutil
 import pytest
 from sites import (
+    MODEL,
     SCHEMA,
     SPLIT,
     TRAINING,
     encoded,
     evaluate_request,
+    parameters,
     train_request,
     write_table,
 )
@@ -29,6 +31,7 @@ from core import wire
 from core.exceptions import DataSiteError
 from core.parameters import digest
 from core.schema import DataSchema
+from core.wire import Parcel
 from datasite.registry import file_sha256
 from datasite.trainer import InlineTrainer, TrainerProcess
 from datasite.training.work import Assignment, Job
@@ -197,6 +200,118 @@ def test_an_unexpected_error_tells_nothing_but_an_exit_code(
         "the site's log says why"
     )
     assert train(trainer, job)["kind"] == "update"
+
+
+FEDDYN = {"name": "feddyn", "hyperparameters": {"alpha": 0.5}}
+
+WIDE = {"type": "cnn", "options": {"channels": 192, "blocks": 2}}
+"""A model of far more bytes than those by which a reply may exceed its request's room."""
+
+
+def request_of(trainer: TrainerProcess, where: str, **changes: object) -> Parcel:
+    """Give a request whose body lies in the trainer's memory, elsewhere, or where none may write."""
+    parcel = encoded(train_request("plan", **changes))
+    if where == "arena":
+        piece = trainer.allocate(len(parcel.body))
+        piece[:] = parcel.body
+        return Parcel(parcel.head, piece)
+    return Parcel(parcel.head, bytes(parcel.body) if where == "read-only" else parcel.body)
+
+
+def work(trainer: TrainerProcess | InlineTrainer, assignment: Assignment) -> tuple[str, bytes]:
+    """Have it done; the digest of what was fitted, and what is to be kept."""
+    done = trainer.perform(assignment, deadline_s=PATIENCE_S)
+    update: Any = wire.decode(done.reply)
+    assert update["kind"] == "update", update
+    assert done.reply.body_hash == wire.content_hash(done.reply.body)
+    return digest(update["parameters"]), done.state
+
+
+@pytest.mark.parametrize("where", ["arena", "elsewhere", "read-only"])
+@pytest.mark.parametrize("model", [MODEL, WIDE], ids=["small", "wide"])
+def test_a_request_may_lie_anywhere(
+    trainer: TrainerProcess, job: Job, where: str, model: dict[str, Any]
+) -> None:
+    """In the memory that both processes see or not: what comes of it is the same."""
+    changes = {"model": model, "parameters": parameters(model=model)}
+    request = request_of(trainer, where, **changes)
+    expected = work(InlineTrainer(), Assignment(job, encoded(train_request("plan", **changes))))
+    assert work(trainer, Assignment(job, request)) == expected
+    assert request == encoded(train_request("plan", **changes))  # it is as it was
+
+
+@pytest.mark.parametrize("where", ["arena", "elsewhere"])
+def test_what_is_kept_goes_to_the_trainer_and_comes_back(
+    trainer: TrainerProcess, job: Job, where: str
+) -> None:
+    """Rounds that go on from a state, and those that have none, give what a thread gives."""
+    inline = InlineTrainer()
+    request = request_of(trainer, where, algorithm=FEDDYN)
+    state = b""
+    for _ in range(3):
+        found = work(trainer, Assignment(job, request, state))
+        assert found == work(inline, Assignment(job, request, state))
+        assert found[1] not in {b"", state}
+        state = found[1]
+    without = request_of(trainer, where)
+    assert work(trainer, Assignment(job, without))[1] == b""
+
+
+def test_a_reply_that_is_larger_than_its_room_comes_all_the_same(
+    trainer: TrainerProcess, job: Job
+) -> None:
+    """SCAFFOLD's has a control variate beside the model: twice the request's bytes, byte for byte."""
+    changes = {
+        "algorithm": {"name": "scaffold", "hyperparameters": {}},
+        "model": WIDE,
+        "parameters": parameters(model=WIDE),
+    }
+    request = request_of(trainer, "arena", **changes)
+    done = trainer.perform(Assignment(job, request), deadline_s=PATIENCE_S)
+    expected = InlineTrainer().perform(Assignment(job, request), deadline_s=PATIENCE_S)
+    assert len(done.reply.body) > len(request.body) + 2**16
+    assert done.reply.body == expected.reply.body
+    assert (done.reply.body_hash, done.state) == (expected.reply.body_hash, expected.state)
+    assert digest(train(trainer, job)["parameters"]) == digest(
+        train(InlineTrainer(), job)["parameters"]
+    )
+
+
+def test_replies_that_are_kept_do_not_change(trainer: TrainerProcess, job: Job) -> None:
+    """Twenty jobs in a row, in memory that is used again: each reply stays what it was."""
+    kept: list[tuple[Parcel, bytes, dict[str, Any], str]] = []
+    for number in range(20):
+        request = request_of(trainer, "arena", parameters=parameters(seed=number), seed=number)
+        done = trainer.perform(Assignment(job, request), deadline_s=PATIENCE_S)
+        update: Any = wire.decode(done.reply)
+        copied = bytes(done.reply.body)
+        if number % 4 < 3:  # some are let go of, so that their memory is there for others
+            kept.append((done.reply, copied, update, digest(update["parameters"])))
+        del request, done, update
+    assert len({told for _, _, _, told in kept}) == len(kept) == 15
+    for reply, copied, update, told in kept:
+        assert bytes(reply.body) == copied
+        assert reply.body_hash == wire.content_hash(reply.body)
+        assert digest(update["parameters"]) == told
+
+
+def test_a_reply_outlives_its_trainer(job: Job) -> None:
+    """Its memory goes when nobody has it any more, and not when the site closes."""
+    trainer = TrainerProcess(site_id="factory-1", threads=1)
+    done = trainer.perform(Assignment(job, request_of(trainer, "arena")), deadline_s=PATIENCE_S)
+    copied = bytes(done.reply.body)
+    trainer.close()
+    del trainer
+    assert bytes(done.reply.body) == copied
+
+
+def test_a_new_trainer_goes_on_in_the_same_memory(trainer: TrainerProcess, job: Job) -> None:
+    """A request that was put there before the old one died is worked on by the next."""
+    request = request_of(trainer, "arena")
+    before = train(trainer, job)
+    os.kill(process_of(trainer).pid, signal.SIGKILL)
+    wait_until(has_ended(trainer))
+    assert work(trainer, Assignment(job, request))[0] == digest(before["parameters"])
 
 
 def test_closing_leaves_no_process_and_may_be_repeated(job: Job) -> None:

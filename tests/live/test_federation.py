@@ -112,6 +112,28 @@ def test_what_sites_keep_and_send_is_the_same_over_pysyft(
     assert in_memory["parameters_sha256"] == results(tmp_path, name)["parameters_sha256"]
 
 
+@pytest.mark.parametrize("form", ["zstd", "int8"])
+def test_what_travels_compressed_is_the_same_over_pysyft(
+    undisturbed: dict[str, Any],
+    testbed: Testbed,
+    federation: Federation,
+    tmp_path: Path,
+    *,
+    form: str,
+    channel: str,
+) -> None:
+    """Without loss the bits are those of no compression; what is rounded off stays at the site."""
+    experiment = write_experiment(tmp_path, testbed, compression=form, channel=channel)
+    done = orchestrator("run", experiment, "--run-id", f"{form}-{channel}")
+    assert done.returncode == 0, done.stderr
+    ended = results(tmp_path, f"{form}-{channel}")["parameters_sha256"]
+    if form == "zstd":
+        assert ended == undisturbed["parameters_sha256"]
+    else:
+        in_memory = federation.run(f"{form}-{channel}", compression=form)
+        assert ended == in_memory["parameters_sha256"] != undisturbed["parameters_sha256"]
+
+
 def test_a_run_killed_between_rounds_resumes_to_the_same_parameters(
     testbed: Testbed, undisturbed: dict[str, Any], tmp_path: Path, channel: str
 ) -> None:
