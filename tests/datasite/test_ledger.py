@@ -1,4 +1,4 @@
-"""The ledger through SQLite's own driver: what SQLAlchemy's sessions read and write, and no less."""
+"""The ledger through SQLite's own driver: what SQLAlchemy's sessions read and write."""
 
 import sqlite3
 import subprocess
@@ -146,10 +146,15 @@ def test_a_transaction_that_raises_leaves_nothing(
     ledger: Ledger, error: type[BaseException]
 ) -> None:
     """Neither of several rows; the error is the caller's own, and the next transaction is kept."""
-    with pytest.raises(error), ledger.transaction() as connection:
-        connection.execute(insert(PLANS), plan("first"))
-        connection.execute(insert(PLANS), plan("second"))
-        raise error
+
+    def breaks_off() -> None:
+        with ledger.transaction() as connection:
+            connection.execute(insert(PLANS), plan("first"))
+            connection.execute(insert(PLANS), plan("second"))
+            raise error
+
+    with pytest.raises(error):
+        breaks_off()
     assert through_the_driver(ledger, PLANS) == []
     with ledger.transaction() as connection:
         connection.execute(insert(PLANS), plan("third"))
@@ -168,15 +173,18 @@ def test_what_is_not_committed_is_seen_by_nobody(ledger: Ledger) -> None:
 @pytest.mark.parametrize("by", ["rows", "transaction"])
 def test_after_an_error_of_sqlites_the_next_call_works(ledger: Ledger, by: str) -> None:
     """The error is the site's, with its cause; nothing of the transaction is kept."""
-    missing = select(PLANS.c.plan_id).where(PLANS.c.plan_id == bindparam("unsaid"))
+
+    def lacks_a_value() -> None:
+        ledger.rows(select(PLANS.c.plan_id).where(PLANS.c.plan_id == bindparam("unsaid")))
+
+    def repeats_a_key() -> None:
+        with ledger.transaction() as connection:
+            connection.execute(insert(PLANS), plan())
+            connection.execute(insert(PLANS), plan())
+
     for _ in range(2):
         with pytest.raises(DataSiteError, match="factory-1: the ledger cannot be used") as caught:
-            if by == "rows":
-                ledger.rows(missing)
-            else:
-                with ledger.transaction() as connection:
-                    connection.execute(insert(PLANS), plan())
-                    connection.execute(insert(PLANS), plan())  # a key that is there
+            (lacks_a_value if by == "rows" else repeats_a_key)()
         assert caught.value.site_id == "factory-1"
         assert isinstance(caught.value.__cause__, sqlite3.Error)
         assert through_the_driver(ledger, PLANS) == []
@@ -275,7 +283,7 @@ ledger.close()
 
 
 def test_two_processes_write_at_once(tmp_path: Path) -> None:
-    """Each continues the other's count: of two hundred rows none is lost, and no number is twice."""
+    """Each continues the other's count: of two hundred rows none is lost or twice."""
     path = tmp_path / "ledger.db"
     writers = [
         subprocess.Popen(

@@ -209,7 +209,7 @@ WIDE = {"type": "cnn", "options": {"channels": 192, "blocks": 2}}
 
 
 def request_of(trainer: TrainerProcess, where: str, **changes: object) -> Parcel:
-    """Give a request whose body lies in the trainer's memory, elsewhere, or where none may write."""
+    """Give a request whose body lies in the trainer's memory, elsewhere, or is read-only."""
     parcel = encoded(train_request("plan", **changes))
     if where == "arena":
         piece = trainer.allocate(len(parcel.body))
@@ -260,7 +260,7 @@ def test_what_is_kept_goes_to_the_trainer_and_comes_back(
 def test_a_reply_that_is_larger_than_its_room_comes_all_the_same(
     trainer: TrainerProcess, job: Job
 ) -> None:
-    """SCAFFOLD's has a control variate beside the model: twice the request's bytes, byte for byte."""
+    """SCAFFOLD's has a control variate beside the model: about twice the request's bytes."""
     changes = {
         "algorithm": {"name": "scaffold", "hyperparameters": {}},
         "model": WIDE,
