@@ -225,8 +225,10 @@ def _tidy(axis: Axes) -> None:
 def _finish(figure: Figure, legend_of: Axes, path: Path) -> Path:
     """Put the legend below all panels, and save."""
     handles, labels = legend_of.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncol=len(labels), frameon=False, fontsize=9)
-    figure.tight_layout(rect=(0, 0.45 / figure.get_figheight(), 1, 1))
+    columns = min(len(labels), 3)
+    figure.legend(handles, labels, loc="lower center", ncol=columns, frameon=False, fontsize=9)
+    rows_inches = 0.2 + 0.25 * -(-len(labels) // columns)
+    figure.tight_layout(rect=(0, rows_inches / figure.get_figheight(), 1, 1))
     figure.savefig(path, dpi=150)
     plt.close(figure)
     return path

@@ -5,11 +5,11 @@
 
 where `message` is JSON again, {"version", "fields"}, and a tensor's name starts with the field it
 belongs to: `parameters/stem.weight`. Both parts together are a file of safetensors, which any of
-its readers opens; its own writer takes ten times as long, since it copies each tensor three times.
+its readers opens; its own writer takes many times as long.
 
 The model of a round goes to many sites in messages that differ in their heads alone: its body is
 made once (`Packed`), hashed once, and named by that hash. The hash is BLAKE3 and not SHA-256,
-because hashing was the largest part of a round of large models.
+because hashing was a large part of a round of large models.
 
 Such a file cannot carry code, so nothing here is ever executed; there is no pickle. `decode` takes
 bytes from anyone: what is not a valid message of this version is a `ProtocolError`, found before

@@ -1,7 +1,7 @@
 """Stored replies: a request that was answered is answered the same way, without the work.
 
-A small body lies in the ledger. A large one lies in a file beside it, because the ledger takes ten
-times as long over it: the file is written before the ledger's row, over that of an older round,
+A small body lies in the ledger. A large one lies in a file beside it, because the ledger takes
+much longer over it: the file is written before the ledger's row, over that of an older round,
 whose room it takes. The row has its hash. So a body that a power cut left unfinished is none, and
 the round is trained again, to the same parameters.
 """

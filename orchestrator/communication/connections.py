@@ -1,7 +1,7 @@
 """Kept HTTP connections to one address: sockets, and Python's own reader of answers.
 
 A large request is sent in parts that are never joined, and an answer is read into one piece of
-memory of its size. Clients that do more take two to five times as long over it. Each step has the
+memory of its size. Clients that do more take longer over it. Each step has the
 time that is left, so what trickles in is given up at its deadline too.
 """
 

@@ -198,6 +198,9 @@ def test_a_body_may_lie_anywhere(offset: int, kind: type[bytes | bytearray]) -> 
     moved = memoryview(memory)[offset : offset + len(parcel.body)]
     update = cast("ClientUpdate", wire.decode(Parcel(parcel.head, moved)))
     assert bits(update["parameters"]) == bits(sent)
+    assert all(
+        tensor.data_ptr() % tensor.element_size() == 0 for tensor in update["parameters"].values()
+    )
     update["parameters"]["w"].add_(1)  # tensors of any origin can be worked with
     assert bytes(parcel.body) == bytes(wire.encode(told(sent)).body)
 

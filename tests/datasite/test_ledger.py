@@ -299,7 +299,11 @@ def test_two_processes_write_at_once(tmp_path: Path) -> None:
         assert writer.stdout is not None
         assert writer.stdout.readline() == "ready\n"
     for writer in writers:
-        writer.communicate("go\n", timeout=60)
+        assert writer.stdin is not None
+        writer.stdin.write("go\n")
+        writer.stdin.flush()
+    for writer in writers:
+        writer.communicate(timeout=60)
         assert writer.returncode == 0
     ledger = Ledger(path, site_id="factory-1")
     audit = Base.metadata.tables[AuditRow.__tablename__]

@@ -48,6 +48,10 @@ class Connected:
         """Send bytes as they are."""
         self.socket.sendall(answer)
 
+    def end(self) -> None:
+        """Close the stream, without which the connection stays open."""
+        self._stream.close()
+
     def hang_up(self) -> None:
         """End the connection as a server does that goes away."""
         self.socket.shutdown(socket.SHUT_WR)
@@ -116,7 +120,9 @@ class Server:
             self.accepted += 1
             with connection:
                 connection.settimeout(_LONG_S)
-                turn(self, Connected(connection))
+                theirs = Connected(connection)
+                turn(self, theirs)
+                theirs.end()
 
 
 @contextmanager

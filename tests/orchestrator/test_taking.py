@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -223,21 +224,32 @@ def test_whoever_waits_for_room_is_freed_when_taking_breaks_off(
     assert list(fleet.ask(NAMES, sites_before).ok) == NAMES
 
 
+class Answer:
+    """Large, elsewhere."""
+
+
 def test_an_answer_is_let_go_of_as_soon_as_it_has_been_taken() -> None:
-    """So only what is made of it is held while the others come."""
+    """Only what is made of it is held: it is gone before the next one has come."""
+    first_is_taken = threading.Event()
+    held: list[weakref.ref[Answer]] = []
+    gone: list[bool] = []
 
-    class Answer:
-        """Large, elsewhere."""
+    def ask(site_id: str) -> Answer:
+        if site_id == NAMES[1]:
+            assert first_is_taken.wait(_LONG_S)
+            end = time.monotonic() + _LONG_S
+            while held[0]() is not None and time.monotonic() < end:
+                threading.Event().wait(0.001)
+            gone.append(held[0]() is None)
+        return Answer()
 
-    alive: list[weakref.ref[Answer]] = []
-    still: list[int] = []
+    def taken(site_id: str, answer: Answer) -> None:
+        held.append(weakref.ref(answer))
+        if site_id == NAMES[0]:
+            first_is_taken.set()
 
-    def taken(_site_id: str, answer: Answer) -> None:
-        still.append(sum(ref() is not None for ref in alive))
-        alive.append(weakref.ref(answer))
-
-    fleet_of(most_at_once=1).take(NAMES, lambda _site_id: Answer(), taken)
-    assert max(still) <= 1  # a thread that has just answered may hold that answer yet
+    fleet_of().take(NAMES[:2], ask, taken)
+    assert gone == [True]
 
 
 def test_room_that_was_used_is_there_again_in_the_next_round() -> None:
@@ -249,6 +261,17 @@ def test_room_that_was_used_is_there_again_in_the_next_round() -> None:
     room.expect(["a", "b", "c"])
     room.enter("c", 10)
     waiting = beside(lambda: room.enter("b", 1))
+    room.call("b")
+    waiting.join(_LONG_S)
+    assert not waiting.is_alive()
+
+
+def test_an_answer_whose_turn_has_come_is_no_longer_an_early_one() -> None:
+    """Its room is there for one that is early now."""
+    room = Room(early_bytes=10)
+    room.expect(["a", "b", "c"])
+    room.enter("b", 10)
+    waiting = beside(lambda: room.enter("c", 10))
     room.call("b")
     waiting.join(_LONG_S)
     assert not waiting.is_alive()
