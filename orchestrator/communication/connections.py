@@ -39,6 +39,10 @@ class Deadline:
         """Give the seconds left; never quite 0, which sockets would read as not to wait at all."""
         return max(self._end - time.monotonic(), 0.001)
 
+    def extend(self, by_s: float) -> None:
+        """Put it off, by what the caller took for itself."""
+        self._end += by_s
+
     def required_s(self) -> float:
         """Give the seconds left.
 
@@ -175,7 +179,9 @@ class Connections:
             if response.length is None:
                 content = _undeclared(response, connection, deadline)
             else:
-                content = receiver.begin(headers, _fitting(response.length))
+                size_bytes, begin = _fitting(response.length), time.monotonic()
+                content = receiver.begin(headers, size_bytes)
+                deadline.extend(time.monotonic() - begin)  # to wait for room is no delay of theirs
                 _read(response, connection, deadline, content, receiver.came)
         except BaseException:
             connection.close()

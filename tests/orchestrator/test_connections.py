@@ -492,3 +492,19 @@ def test_where_nobody_listens_is_not_reached() -> None:
     ways = Connections(host, port, None, Traffic())
     with pytest.raises(NotReachedError, match="refused"):
         ways.ask(lambda: Ask(method="GET", path="/"), Deadline(_LONG_S))
+
+
+def test_waiting_for_room_does_not_count_as_the_sites_delay() -> None:
+    """An answer that was there in time is read, however long it had to wait for its turn."""
+    deadline = Deadline(0.3)
+
+    class Waits(Receiver):
+        def begin(self, headers: Mapping[str, str], size_bytes: int) -> memoryview:
+            while deadline.left_s() > 0.001:
+                threading.Event().wait(0.01)
+            return super().begin(headers, size_bytes)
+
+    ask = Ask(method="POST", path="/x", parts=(b"x",))
+    with serving(answers(OK)) as server:
+        answer = server.connections.ask(lambda: ask, deadline, Waits())
+        assert bytes(answer.content) == b"fine"
