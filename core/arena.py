@@ -45,6 +45,7 @@ class Arena:
         self._allocating = threading.Lock()
         self._free: dict[int, list[int]] = {}
         self._free_bytes = 0
+        self._given_back: set[int] = set()
         self._end = 0
         # Filled whenever a piece dies, which may be while this thread allocates: no lock for it.
         self._returned: deque[tuple[int, int]] = deque()
@@ -97,18 +98,24 @@ class Arena:
     def _take_back(self) -> None:
         while self._returned:
             span, offset = self._returned.popleft()
-            most_bytes = max(_FREE_BYTES, _FREE_PIECES * max(self._free, default=0))
+            offsets = self._free.setdefault(span, [])
+            most_bytes = max(_FREE_BYTES, _FREE_PIECES * max(self._free))
             if self._free_bytes + span > most_bytes and hasattr(mmap, "MADV_REMOVE"):
                 self._map.madvise(mmap.MADV_REMOVE, offset, span)
+                self._given_back.add(offset)
             else:
                 self._free_bytes += span
-            self._free.setdefault(span, []).append(offset)
+            offsets.append(offset)
 
     def _free_offset(self, span: int) -> int:
         offsets = self._free.get(span)
         if offsets:
-            self._free_bytes = max(0, self._free_bytes - span)
-            return offsets.pop()
+            offset = offsets.pop()
+            if offset in self._given_back:
+                self._given_back.remove(offset)
+            else:
+                self._free_bytes -= span
+            return offset
         offset = self._end
         if offset + span > _RANGE_BYTES:
             raise MemoryError(f"no room for {span} bytes more")

@@ -17,16 +17,13 @@ anything larger than the input is allocated.
 """
 
 import json
-import math
-from collections.abc import Callable, Mapping
-from functools import cache, lru_cache
+from collections.abc import Mapping
+from functools import cache
 from typing import (
     Annotated,
     Any,
     Final,
-    NamedTuple,
     Self,
-    TypeAlias,
     TypeGuard,
     TypeVar,
     cast,
@@ -35,7 +32,6 @@ from typing import (
 )
 
 import torch
-from blake3 import blake3
 from pydantic import Field, TypeAdapter, ValidationError
 
 from core import messages
@@ -43,45 +39,31 @@ from core.arena import Buffer, scratch
 from core.exceptions import ModelError, ProtocolError
 from core.limits import MAX_HEADER_BYTES, MAX_MESSAGE_BYTES
 from core.messages import Message, Parameters
-from core.parameters import Laid, Shapes, laid
+from core.packing import (
+    ALIGNMENT,
+    ENTRY_KEYS,
+    PARAMETERS,
+    TENSOR_FIELDS,
+    Allocate,
+    Entries,
+    as_text,
+    content_hash,
+    pack,
+    text_of,
+    unpack,
+)
+from core.parameters import Laid, laid
 
 VERSION = "1"
 """Both sides must speak the same; see the rules of change in `core.messages`."""
 
 _LENGTH_BYTES = 8
-_ALIGNMENT = 8
 _METADATA = "__metadata__"
 _MESSAGE = "message"
-_TENSOR_KEYS = {"dtype", "shape", "data_offsets"}
-_PARAMETERS = "parameters"
-_TENSOR_FIELDS = (_PARAMETERS, "control")
 _NO_TENSORS: Final[Parameters] = {}
 _KINDS_WITH_PARAMETERS = frozenset({"train", "update", "evaluate"})
-_DTYPES: Final = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-_DTYPE_NAMES: Final = {dtype: name for name, dtype in _DTYPES.items()}
-
-Allocate: TypeAlias = Callable[[int], bytearray | memoryview]
 
 M = TypeVar("M")
-
-
-def content_hash(*parts: Buffer) -> bytes:
-    """Give the BLAKE3 of the parts one after the other: 32 bytes that name a content."""
-    hasher = blake3()
-    for part in parts:
-        hasher.update(part)
-    return hasher.digest()
 
 
 class Parcel:
@@ -160,16 +142,15 @@ class Packed(Laid):
     """
 
     def __init__(self, parameters: Parameters, control: Parameters | None = None) -> None:
-        named = {f"{_PARAMETERS}/{name}": tensor for name, tensor in parameters.items()}
-        named |= {f"control/{name}": tensor for name, tensor in (control or {}).items()}
+        fields = {PARAMETERS: parameters, "control": control or {}}
         try:
-            entries, body, body_hash = _pack(named, scratch().allocate)
+            entries, body, body_hash = pack(fields, scratch().allocate)
         except (ValueError, RuntimeError) as exc:
             raise ModelError(f"the parameters cannot be encoded: {exc}") from exc
-        self.said, self.body, self.body_hash = _said(entries), body, body_hash
-        lying = _unpack(entries, body)
+        self.said, self.body, self.body_hash = as_text(entries), body, body_hash
+        lying = unpack(entries, body)
         self.control = lying.get("control", {})
-        own = lying.get(_PARAMETERS, {})
+        own = lying.get(PARAMETERS, {})
         if isinstance(own, Laid):
             super().__init__(own.shapes, own.flat)
         else:
@@ -187,7 +168,7 @@ class Packed(Laid):
         if control or lying is None or lying.shapes != tuple(sorted(lying.shapes)):
             return cls(parameters, control)
         packed = cls.__new__(cls)
-        packed.said = _said_of(lying.shapes, lying.flat.dtype)
+        packed.said = text_of(lying.shapes, lying.flat.dtype)
         packed.body = lying.flat.view(torch.uint8).numpy().data
         packed.body_hash = content_hash(packed.body)
         packed.control, packed.shapes, packed.flat = {}, lying.shapes, lying.flat
@@ -215,16 +196,15 @@ def encode(message: Message, allocate: Allocate = bytearray) -> Parcel:
     """
     fields: dict[str, Any] = {**message}  # what is left is JSON once the tensors are out
     tensors: dict[str, Parameters] = {
-        field: fields.pop(field) for field in _TENSOR_FIELDS if field in fields
+        field: fields.pop(field) for field in TENSOR_FIELDS if field in fields
     }
     try:
-        packed = tensors.get(_PARAMETERS)
+        packed = tensors.get(PARAMETERS)
         if isinstance(packed, Packed) and tensors.get("control", packed.control) is packed.control:
             parcel = Parcel(_head(fields, packed.said), packed.body, packed.body_hash)
         else:
-            named = {f"{f}/{name}": t for f, found in tensors.items() for name, t in found.items()}
-            entries, body, body_hash = _pack(named, allocate)
-            parcel = Parcel(_head(fields, _said(entries)), body, body_hash)
+            entries, body, body_hash = pack(tensors, allocate)
+            parcel = Parcel(_head(fields, as_text(entries)), body, body_hash)
         _require_size(len(parcel))
     except (ValueError, KeyError, RuntimeError, ProtocolError) as exc:
         raise ModelError(f"a {fields.get('kind')!r} message cannot be encoded: {exc}") from exc
@@ -237,11 +217,11 @@ def decode(parcel: Parcel) -> Message:
     Raises:
         ProtocolError: `parcel` is not a message of this version.
     """
-    header, fields = _read_head(parcel.head)
+    entries, fields = _read_head(parcel.head)
     try:
-        tensors = _unpack(header, parcel.body)
+        tensors = unpack(entries, parcel.body)
         if fields.get("kind") in _KINDS_WITH_PARAMETERS:
-            tensors.setdefault(_PARAMETERS, {})
+            tensors.setdefault(PARAMETERS, {})
         message = _adapter().validate_python({**fields, **dict.fromkeys(tensors, _NO_TENSORS)})
         return cast("Message", {**message, **tensors})
     except ValidationError as exc:
@@ -261,7 +241,7 @@ def peek(parcel: Parcel) -> Message:
     """
     _, fields = _read_head(parcel.head)
     if fields.get("kind") in _KINDS_WITH_PARAMETERS:
-        fields[_PARAMETERS] = {}
+        fields[PARAMETERS] = {}
     try:
         return _adapter().validate_python(fields)
     except ValidationError as exc:
@@ -282,154 +262,11 @@ def _head(fields: Mapping[str, Any], entries: str) -> bytes:
     said = json.dumps({"version": VERSION, "fields": fields}, allow_nan=False, sort_keys=True)
     metadata = json.dumps({_MESSAGE: said}, ensure_ascii=False)
     header = f'{{"{_METADATA}": {metadata}{entries}}}'.encode()
-    header += b" " * (-len(header) % _ALIGNMENT)
+    header += b" " * (-len(header) % ALIGNMENT)
     if len(header) > MAX_HEADER_BYTES:
         message = f"its header has {len(header)} bytes, more than {MAX_HEADER_BYTES}"
         raise ValueError(message)
     return len(header).to_bytes(_LENGTH_BYTES, "little") + header
-
-
-def _said(entries: Mapping[str, Any]) -> str:
-    """Give the entries of a header as they follow others."""
-    return "".join(
-        f", {json.dumps(name, ensure_ascii=False)}: {json.dumps(entry)}"
-        for name, entry in entries.items()
-    )
-
-
-def _pack(
-    tensors: Mapping[str, torch.Tensor], allocate: Allocate
-) -> tuple[dict[str, Any], Buffer, bytes]:
-    """Give how a head describes the tensors, their bytes, and the name of these.
-
-    They are hashed while they are in the processor's cache.
-
-    Raises:
-        ValueError: A tensor cannot travel.
-    """
-    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
-    entries: dict[str, Any] = {}
-    body = allocate(sum(tensor.numel() * tensor.element_size() for _, tensor in ordered))
-    view, hasher, begin = memoryview(body), blake3(), 0
-    for name, tensor in ordered:
-        plain = _plain(name, tensor)
-        end = begin + plain.nbytes
-        entries[name] = {
-            "dtype": _DTYPE_NAMES[plain.dtype],
-            "shape": list(plain.shape),
-            "data_offsets": [begin, end],
-        }
-        if end > begin:
-            memory = plain.reshape(-1).view(torch.uint8).numpy().data
-            view[begin:end] = memory
-            hasher.update(memory)
-        begin = end
-    return entries, body, hasher.digest()
-
-
-@lru_cache(maxsize=8)
-def _said_of(shapes: Shapes, dtype: torch.dtype) -> str:
-    """Give how a head describes parameters that lie one after the other."""
-    entries: dict[str, Any] = {}
-    begin = 0
-    for name, shape in shapes:
-        end = begin + shape.numel() * dtype.itemsize
-        entries[f"{_PARAMETERS}/{name}"] = {
-            "dtype": _DTYPE_NAMES[dtype],
-            "shape": list(shape),
-            "data_offsets": [begin, end],
-        }
-        begin = end
-    return _said(entries)
-
-
-def _plain(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """Give the tensor as its bytes stand in memory, one after the other.
-
-    Raises:
-        ValueError: It has none.
-    """
-    if tensor.dtype not in _DTYPE_NAMES or tensor.layout is not torch.strided or tensor.is_meta:
-        message = (
-            f"{name!r} is {tensor.dtype}, {tensor.layout}, on {tensor.device}; what can travel are "
-            f"dense tensors of {', '.join(_DTYPES)}"
-        )
-        raise ValueError(message)
-    # A view may say "negated" instead of being it; what travels are the bytes alone.
-    return tensor.detach().cpu().resolve_neg().contiguous()
-
-
-def _unpack(header: Mapping[str, Any], body: Buffer) -> dict[str, Parameters]:
-    """Give the tensors of `body`, in its memory, by the field that each one's name starts with.
-
-    Raises:
-        ValueError: They do not fill it exactly, one after the other, or a name starts with none.
-    """
-    memory = _as_tensor(body)
-    fields: dict[str, list[_Entry]] = {}
-    end = 0
-    entries = [(name, entry) for name, entry in header.items() if name != _METADATA]
-    for full_name, entry in sorted(entries, key=lambda item: _whole(item[1]["data_offsets"])):
-        dtype, shape, begin = _DTYPES[entry["dtype"]], _whole(entry["shape"]), end
-        end += math.prod(shape) * dtype.itemsize
-        field, _, name = full_name.partition("/")
-        if (
-            entry["data_offsets"] != [begin, end]
-            or end > len(memory)
-            or field not in _TENSOR_FIELDS
-        ):
-            message = f"the tensor {full_name!r} is not where it must be, or belongs to no field"
-            raise ValueError(message)
-        fields.setdefault(field, []).append(_Entry(name, dtype, torch.Size(shape), begin, end))
-    if end != len(memory):
-        message = f"its body has {len(memory)} bytes, and its tensors {end}"
-        raise ValueError(message)
-    return {field: _lying(memory, found) for field, found in fields.items()}
-
-
-class _Entry(NamedTuple):
-    name: str
-    dtype: torch.dtype
-    shape: torch.Size
-    begin: int
-    end: int
-
-
-def _lying(memory: torch.Tensor, entries: list[_Entry]) -> Parameters:
-    """Give the tensors of one field."""
-    begin, end, dtype = entries[0].begin, entries[-1].end, entries[0].dtype
-    if all(entry.dtype is dtype for entry in entries) and end - begin == sum(
-        entry.end - entry.begin for entry in entries
-    ):
-        shapes = tuple((entry.name, entry.shape) for entry in entries)
-        return Laid(shapes, memory[begin:end].view(dtype))
-    return {
-        entry.name: memory[entry.begin : entry.end].view(entry.dtype).view(entry.shape)
-        for entry in entries
-    }
-
-
-def _as_tensor(body: Buffer) -> torch.Tensor:
-    """Give the bytes as a tensor in the same memory, where a tensor can lie in it."""
-    if not len(body):
-        return torch.empty(0, dtype=torch.uint8)
-    can_be_written = not memoryview(body).readonly  # PyTorch knows no other tensors
-    memory = torch.frombuffer(body if can_be_written else bytearray(body), dtype=torch.uint8)
-    return memory if memory.data_ptr() % _ALIGNMENT == 0 else memory.clone()
-
-
-def _whole(numbers: object) -> list[int]:
-    """Give the numbers of a list of whole ones.
-
-    Raises:
-        ValueError: It holds others.
-    """
-    if not isinstance(numbers, list) or any(
-        type(number) is not int or not 0 <= number <= MAX_MESSAGE_BYTES for number in numbers
-    ):
-        message = "shapes and offsets are lists of whole numbers"
-        raise ValueError(message)
-    return numbers
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -441,25 +278,26 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _read_head(head: Buffer) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Give the header, and the message's fields in it."""
+def _read_head(head: Buffer) -> tuple[Entries, dict[str, Any]]:
+    """Give how the body divides, and the message's fields."""
     header_bytes = _header_bytes(head)
     try:
         said = bytes(head[_LENGTH_BYTES : _LENGTH_BYTES + header_bytes])
         header = json.loads(said, object_pairs_hook=_once_each)
-        envelope = json.loads(header[_METADATA][_MESSAGE])
+        metadata = header.pop(_METADATA)
+        envelope = json.loads(metadata[_MESSAGE])
         version = envelope["version"]
         if version != VERSION:
             raise ProtocolError(
                 f"the message is of version {version!r}, this side speaks {VERSION!r}; "
                 "install the same release at the site and at the orchestrator"
             )
-        _require_known(header, envelope)
+        _require_known(metadata, envelope, header)
         fields = envelope["fields"]
         _require_plain(fields)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise ProtocolError("not a message: its header cannot be read") from exc
-    if not isinstance(fields, dict) or not fields.keys().isdisjoint(_TENSOR_FIELDS):
+    if not isinstance(fields, dict) or not fields.keys().isdisjoint(TENSOR_FIELDS):
         raise ProtocolError("not a message: its header holds no plain fields")
     return header, fields
 
@@ -478,17 +316,18 @@ def _require_size(size_bytes: int) -> None:
         raise ProtocolError(f"not a message: {size_bytes} bytes")
 
 
-def _require_known(header: dict[str, Any], envelope: dict[str, Any]) -> None:
+def _require_known(
+    metadata: Mapping[str, Any], envelope: Mapping[str, Any], entries: Entries
+) -> None:
     """Do nothing when the header holds what `encode` writes and no more: it is no place to hide in.
 
     Raises:
         ValueError: It holds more.
     """
-    tensors = [entry for name, entry in header.items() if name != _METADATA]
     if (
-        header[_METADATA].keys() != {_MESSAGE}
+        metadata.keys() != {_MESSAGE}
         or envelope.keys() != {"version", "fields"}
-        or any(tensor.keys() != _TENSOR_KEYS for tensor in tensors)
+        or any(entry.keys() != ENTRY_KEYS for entry in entries.values())
     ):
         message = "unknown keys"
         raise ValueError(message)

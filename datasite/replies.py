@@ -14,7 +14,8 @@ from sqlalchemy import bindparam, delete, func, insert, select
 
 from core.arena import Buffer
 from core.exceptions import DataSiteError
-from core.wire import Parcel, content_hash
+from core.packing import content_hash
+from core.wire import Parcel
 from datasite.ledger import Ledger, ReplyRow, Table
 from datasite.statements import Executes
 

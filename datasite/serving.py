@@ -17,7 +17,8 @@ from loguru import logger
 from starlette.types import Receive, Scope, Send
 
 from core.exceptions import ConfigurationError, DataSiteError, ProtocolError
-from core.wire import Allocate, Parcel
+from core.packing import Allocate
+from core.wire import Parcel
 from datasite import session_route
 from datasite.caller import Caller, Role
 from datasite.identity import Identity, require_email, require_strong_password

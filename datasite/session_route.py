@@ -27,6 +27,7 @@ from core import wire
 from core.arena import Buffer
 from core.exceptions import FederatedLearningError, SecurityError
 from core.limits import MAX_HEADER_BYTES, MAX_MESSAGE_BYTES
+from core.packing import Allocate, content_hash
 from core.sessions import is_tag, tag
 from core.wire import Parcel
 from datasite.caller import Caller
@@ -37,7 +38,7 @@ PATH: Final = "/api/v2/session"
 
 _BINARY: Final = "application/octet-stream"
 _JOINED_BYTES: Final = 1 << 17
-_EMPTY: Final = wire.content_hash()
+_EMPTY: Final = content_hash()
 _ENDS: Final = {408: {"Connection": "close"}, 413: {"Connection": "close"}}
 """After these the connection is closed, whatever else is on its way over it."""
 
@@ -86,7 +87,7 @@ class SessionRoute:
         caller_of: Callable[[str], Caller | None],
         handle: Callable[[Parcel, Caller], Parcel],
         on_refused: Callable[[str, str], None],
-        allocate: wire.Allocate = bytearray,
+        allocate: Allocate = bytearray,
     ) -> None:
         self._site_id = site_id
         self._sessions = sessions
@@ -174,14 +175,14 @@ class SessionRoute:
 
     async def _head(self, chunks: AsyncIterator[bytes], envelope: _Envelope) -> tuple[bytes, bytes]:
         """Give the head, and what of the body came with it."""
-        received = b""
+        received = bytearray()
         while len(received) < envelope.head_bytes:
             chunk = await anext(chunks, None)
             if chunk is None:
                 await self._note(envelope.session, "cut short")
                 raise _Refused(400, "the request ends before its head does")
             received += chunk
-        return received[: envelope.head_bytes], received[envelope.head_bytes :]
+        return bytes(received[: envelope.head_bytes]), bytes(received[envelope.head_bytes :])
 
     async def _body(
         self, rest: bytes, chunks: AsyncIterator[bytes], envelope: _Envelope

@@ -17,12 +17,11 @@ from pydantic import BaseModel, ConfigDict
 from core import wire
 from core.codehash import installed_code_hash
 from core.configuration import load_yaml, parse
-from core.enums import DataSiteStatus, PrivacyLevel
+from core.enums import DataSiteStatus
 from core.exceptions import (
     DataError,
     DataSiteError,
     FederatedLearningError,
-    PlanError,
     SiteBusyError,
 )
 from core.interfaces import DataSiteInterface, ModelInterface
@@ -33,7 +32,6 @@ from core.messages import (
     EvaluateRequest,
     Message,
     ModelSpec,
-    PlanProposal,
     Positive,
     Preprocessing,
     SiteDescription,
@@ -51,6 +49,7 @@ from datasite.caller import Caller
 from datasite.configuration import SiteConfig
 from datasite.failures import as_failure
 from datasite.ledger import Ledger
+from datasite.offers import require_offered
 from datasite.plans import Plan, Plans
 from datasite.records import OPERATOR, Records
 from datasite.registry import Dataset, Registry
@@ -224,7 +223,8 @@ class FactoryDataSite(DataSiteInterface):
             case "describe":
                 return wire.encode(self.describe())
             case "propose":
-                self._require_possible(message)
+                self.registry.find(message["dataset"], message["dataset_version"])
+                require_offered(message, site_id=self.config.site_id)
                 return wire.encode(self.plans.propose(message, caller).decision())
             case "plan_status":
                 return wire.encode(self.plans.query(message["plan_id"], caller).decision())
@@ -232,23 +232,6 @@ class FactoryDataSite(DataSiteInterface):
                 return self._work(message, request, caller)
             case kind:
                 raise DataSiteError(f"{self.config.site_id}: a {kind!r} message is no request")
-
-    def _require_possible(self, proposal: PlanProposal) -> None:
-        """Do nothing when the site could do what is proposed, if it were approved."""
-        site_id = self.config.site_id
-        self.registry.find(proposal["dataset"], proposal["dataset_version"])
-        offers = {
-            "model": (proposal["model"]["type"], available_models()),
-            "algorithm": (proposal["algorithm"]["name"], available_algorithms()),
-            "privacy level": (proposal["privacy_level"], [PrivacyLevel.NONE.value]),
-        }
-        for what, (asked, offered) in offers.items():
-            if asked not in offered:
-                raise PlanError(
-                    f"{site_id}: the {what} {asked!r} is not offered here; "
-                    f"offered: {', '.join(offered)}",
-                    site_id=site_id,
-                )
 
     def _work(self, message: WorkRequest, request: Parcel, caller: Caller) -> Parcel:
         plan = self.plans.require_approved(message["plan_id"], caller)

@@ -19,20 +19,10 @@ if TYPE_CHECKING:
 _DIALECT = sqlite.dialect(paramstyle="named")  # type: ignore[no-untyped-call]  # SQLAlchemy's
 
 
-class Rows(Protocol):
-    """What a query gives; the columns of a row are its attributes."""
-
-    def first(self) -> Any | None:  # noqa: ANN401 - a row
-        """Give the first row, or None."""
-
-    def all(self) -> Sequence[Any]:
-        """Give every row."""
-
-
 class Executes(Protocol):
     """What statements are run on, within a transaction: a `Driven`, or SQLAlchemy's connection."""
 
-    def execute(self, statement: Any, parameters: Any = None, /) -> Any:  # noqa: ANN401 - `Rows`
+    def execute(self, statement: Any, parameters: Any = None, /) -> Any:  # noqa: ANN401 - rows
         """Run a statement; the rows it gives."""
 
 
@@ -73,10 +63,14 @@ class _Compiled:
     def __init__(self, statement: ClauseElement) -> None:
         compiled = cast("SQLCompiler", statement.compile(dialect=_DIALECT))
         self._text = str(compiled)
-        self._fixed = {name: value for name, value in compiled.params.items() if value is not None}
+        self._fixed = {
+            name: compiled.params[name]
+            for bound, name in compiled.bind_names.items()
+            if not bound.required
+        }
         self._to_sqlite = {
             name: convert
-            for name, bound in compiled.binds.items()
+            for bound, name in compiled.bind_names.items()
             if (convert := bound.type.dialect_impl(_DIALECT).bind_processor(_DIALECT)) is not None
         }
         columns = list(statement.selected_columns) if isinstance(statement, Select) else []

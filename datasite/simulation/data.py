@@ -10,8 +10,7 @@ from datasite.data.features import FeatureRows, make_features
 from datasite.data.table import load_table
 from datasite.data.windows import Parts, cut_parts
 from datasite.registry import file_sha256
-from datasite.training.work import _standardise as standardise
-from datasite.training.work import _Tensors as Tensors
+from datasite.training.work import Tensors, standardise
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from core.messages import Message, PlanProposal, Preprocessing, SplitSettings
     from core.schema import DataSchema
     from core.wire import Parcel
-    from datasite.training.work import _Tensors as Tensors
+    from datasite.training.work import Tensors
 
 _VERSION = 1
 """Of the dataset: a simulated site has one, which cannot change."""

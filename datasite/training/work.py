@@ -33,12 +33,13 @@ from core.messages import (
     TrainRequest,
 )
 from core.models import TorchModel, load_model
+from core.packing import Allocate
 from core.parameters import require_finite
 from core.schema import DataSchema
 from core.seeds import derive_seed
 from core.wire import Parcel
 from datasite.data.features import make_features
-from datasite.data.statistics import sum_statistics
+from datasite.data.statistics import describe_rows
 from datasite.data.windows import Part, Parts, prepare_parts
 from datasite.failures import as_failure
 from datasite.registry import file_sha256
@@ -89,7 +90,14 @@ class Done(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Tensors:
+class Tensors:
+    """One part of a site's data, as a model sees it.
+
+    Attributes:
+        inputs: (n, window, sensors) float32, standardised.
+        labels: (n,) int64 in {0, 1}.
+    """
+
     inputs: torch.Tensor
     labels: torch.Tensor
 
@@ -101,10 +109,10 @@ class Worker:
         allocate: Gives the memory for what is answered.
     """
 
-    def __init__(self, allocate: wire.Allocate = bytearray) -> None:
+    def __init__(self, allocate: Allocate = bytearray) -> None:
         self._allocate = allocate
         self._parts: OrderedDict[str, Parts] = OrderedDict()
-        self._tensors: OrderedDict[str, _Tensors] = OrderedDict()
+        self._tensors: OrderedDict[str, Tensors] = OrderedDict()
 
     def perform(self, assignment: Assignment) -> Done:
         """Do the work.
@@ -171,15 +179,7 @@ class Worker:
 
     def _statistics(self, job: Job) -> SensorStatistics:
         rows = make_features(_read(job), DataSchema.model_validate(job["schema"]))
-        sums = sum_statistics(rows.x, rows.y)
-        return SensorStatistics(
-            kind="sensor_statistics",
-            datasite_id=job["site_id"],
-            count=sums.count,
-            total=sums.total,
-            total_of_squares=sums.total_of_squares,
-            label_counts=sums.label_counts,
-        )
+        return describe_rows(rows, job["site_id"])
 
     def _prepared(self, job: Job) -> Parts:
         key = _identity(job)
@@ -188,11 +188,11 @@ class Worker:
         self._parts.move_to_end(key)
         return self._parts[key]
 
-    def _standardised(self, job: Job, name: str, preprocessing: Preprocessing) -> _Tensors:
+    def _standardised(self, job: Job, name: str, preprocessing: Preprocessing) -> Tensors:
         key = f"{_identity(job)} {name} {preprocessing}"
         if key not in self._tensors:
             part: Part = getattr(self._prepared(job), name)
-            _keep(self._tensors, key, _standardise(part, preprocessing), limit=3 * _KEPT)
+            _keep(self._tensors, key, standardise(part, preprocessing), limit=3 * _KEPT)
         self._tensors.move_to_end(key)
         return self._tensors[key]
 
@@ -231,14 +231,19 @@ def _read(job: Job) -> pd.DataFrame:
     return pd.read_parquet(path)
 
 
-def _standardise(part: Part, preprocessing: Preprocessing) -> _Tensors:
+def standardise(part: Part, preprocessing: Preprocessing) -> Tensors:
+    """Give a part's windows as (x - mean) / scale.
+
+    Raises:
+        DataSiteError: The preprocessing is for another number of features.
+    """
     mean, scale = np.asarray(preprocessing["mean"]), np.asarray(preprocessing["scale"])
     if not len(mean) == len(scale) == part.x.shape[-1]:
         raise DataSiteError(
             f"the preprocessing is for {len(mean)} features, the data have {part.x.shape[-1]}"
         )
     inputs: npt.NDArray[np.float32] = ((part.x - mean) / scale).astype(np.float32)
-    return _Tensors(inputs=torch.from_numpy(inputs), labels=torch.from_numpy(part.y))
+    return Tensors(inputs=torch.from_numpy(inputs), labels=torch.from_numpy(part.y))
 
 
 def _build(request: TrainRequest | EvaluateRequest, inputs: torch.Tensor) -> TorchModel:
@@ -286,7 +291,7 @@ def _probe(job: Job, request: TrainRequest, sending: Sending, begin: float) -> C
 
 
 @torch.no_grad()
-def _score(model: TorchModel, data: _Tensors) -> ScoreCounts:
+def _score(model: TorchModel, data: Tensors) -> ScoreCounts:
     batches = torch.split(data.inputs, _EVALUATION_BATCH)
     logits = torch.cat([model(batch) for batch in batches]).to(torch.float64)
     losses = functional.cross_entropy(logits, data.labels, reduction="none")

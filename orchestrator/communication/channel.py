@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import Final, Self
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from core.arena import Buffer
 from core.exceptions import (
@@ -105,7 +105,7 @@ class Channel:
             raise ConfigurationError(message)
         self.url = url
         self._is_plain = parts.scheme == "http"
-        self._base = f"{parts.path.rstrip('/')}/api/v2/"
+        self._base = f"{quote(parts.path.rstrip('/'), safe='/%')}/api/v2/"
         port = parts.port or (80 if self._is_plain else 443)
         self._trust = Trust(parts.hostname, port, ca_file)
         self._connections = Connections(

@@ -1,23 +1,27 @@
 """Kept HTTP connections to one address: sockets, and Python's own reader of answers.
 
 A large request is sent in parts that are never joined, and an answer is read into one piece of
-memory of its size. Clients that do more take longer over it. Each step has the
-time that is left, so what trickles in is given up at its deadline too.
+memory of its size. Each read and each write has the time that is left, so what trickles in is given
+up at its deadline too.
 """
 
 import contextlib
 import http.client
+import io
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from core.arena import Buffer
 from core.limits import MAX_MESSAGE_BYTES
 from orchestrator.communication.traffic import Traffic
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 _CONNECT_S: Final = 5.0
 _KEPT: Final = 16
@@ -93,6 +97,33 @@ class NotReachedError(Exception):
     """No connection came about; the cause is the socket's own error."""
 
 
+class _LostError(Exception):
+    """The connection ended before an answer had begun; the cause says how."""
+
+
+class _Timed(io.RawIOBase):
+    """What `HTTPResponse` reads from: each read of the socket has the time that is left.
+
+    A timeout of the socket's own is for each of the reads that fill a line or a buffer, and would
+    begin anew with each byte that trickles in.
+    """
+
+    def __init__(self, connection: socket.socket, deadline: Deadline) -> None:
+        self._connection = connection
+        self._deadline = deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "WriteableBuffer", /) -> int:
+        self._connection.settimeout(self._deadline.required_s())
+        return self._connection.recv_into(buffer)
+
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        """Give what to read from, as a socket does."""
+        return io.BufferedReader(self)
+
+
 class Connections:
     """Connections to one address, kept open between requests; several threads may ask at once.
 
@@ -103,7 +134,8 @@ class Connections:
 
     def __init__(self, host: str, port: int, tls: ssl.SSLContext | None, traffic: Traffic) -> None:
         self._address = host, port
-        self._named = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        named = f"[{host}]" if ":" in host else host.encode("idna").decode()
+        self._named = f"{named}:{port}"
         self._tls = tls
         self._idle: list[socket.socket] = []
         self._changing = threading.Lock()
@@ -129,11 +161,12 @@ class Connections:
         receiver = receiver or Receiver()
         kept = self._take()
         if kept is not None:
-            try:
+            with contextlib.suppress(_LostError):
                 return self._exchange(kept, make(), deadline, receiver)
-            except LOST:
-                pass
-        return self._exchange(self._connect(deadline), make(), deadline, receiver)
+        try:
+            return self._exchange(self._connect(deadline), make(), deadline, receiver)
+        except _LostError as exc:
+            raise exc.args[0] from None
 
     def close(self) -> None:
         """Close those that are kept; closing again does nothing."""
@@ -170,22 +203,25 @@ class Connections:
     def _exchange(
         self, connection: socket.socket, ask: Ask, deadline: Deadline, receiver: Receiver
     ) -> Answer:
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(connection.close)
             is_whole = self._send(connection, ask, deadline)
-            connection.settimeout(deadline.left_s())
-            response = http.client.HTTPResponse(connection, method=ask.method)
-            response.begin()
+            timed = cast("socket.socket", _Timed(connection, deadline))
+            response = http.client.HTTPResponse(timed, method=ask.method)
+            undo.callback(response.close)
+            try:
+                response.begin()
+            except LOST as exc:
+                raise _LostError(exc) from exc
             headers = {name.lower(): value for name, value in response.headers.items()}
             if response.length is None:
-                content = _undeclared(response, connection, deadline)
+                content = _undeclared(response)
             else:
                 size_bytes, begin = _fitting(response.length), time.monotonic()
                 content = receiver.begin(headers, size_bytes)
                 deadline.extend(time.monotonic() - begin)  # to wait for room is no delay of theirs
-                _read(response, connection, deadline, content, receiver.came)
-        except BaseException:
-            connection.close()
-            raise
+                _read(response, content, receiver.came)
+            undo.pop_all()
         if response.will_close or not is_whole:
             connection.close()
         else:
@@ -225,8 +261,6 @@ def _fitting(size_bytes: int) -> int:
 
 def _read(
     response: http.client.HTTPResponse,
-    connection: socket.socket,
-    deadline: Deadline,
     content: memoryview,
     came: Callable[[memoryview], None],
 ) -> None:
@@ -237,7 +271,6 @@ def _read(
     """
     read = 0
     while read < len(content):
-        connection.settimeout(deadline.required_s())
         count = response.readinto(content[read : read + _CHUNK_BYTES])
         if not count:
             raise http.client.IncompleteRead(b"", len(content) - read)
@@ -245,12 +278,9 @@ def _read(
         read += count
 
 
-def _undeclared(
-    response: http.client.HTTPResponse, connection: socket.socket, deadline: Deadline
-) -> memoryview:
+def _undeclared(response: http.client.HTTPResponse) -> memoryview:
     content = bytearray()
     while True:
-        connection.settimeout(deadline.required_s())
         chunk = response.read1(_CHUNK_BYTES)
         if not chunk:
             return memoryview(content)

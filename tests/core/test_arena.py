@@ -231,3 +231,36 @@ def test_the_memory_of_many_free_pieces_is_given_back() -> None:
     )
     found = json.loads(done.stdout)
     assert found == {"nothing": 0, "alive": 512, "dropped": 256, "the same places": True}
+
+
+AGAIN = """
+from core.arena import Arena
+
+MIB = 1 << 20
+
+def resident_mib():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("RssShmem")) // 1024
+
+arena = Arena.new()
+most = 0
+for size in (32, 16, 64, 8):
+    for count in (1024 // size, 256 // size, 256 // size):
+        pieces = [arena.allocate(size * MIB) for _ in range(count)]
+        for piece in pieces:
+            piece[:] = b"x" * len(piece)
+        del piece
+        pieces.clear()
+        arena.allocate(1)
+        most = max(most, resident_mib())
+print(most)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="it is Linux that says so")
+def test_no_more_memory_is_kept_however_often_pieces_come_and_go() -> None:
+    """Of pieces of several sizes, used again and again, 256 MiB stay at most."""
+    done = subprocess.run(
+        [sys.executable, "-c", AGAIN], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) <= 256

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from core import wire
 from core.exceptions import ModelError, ProtocolError
 from core.messages import ClientUpdate, Message, Parameters, TrainRequest
+from core.packing import content_hash
 from core.parameters import (
     Laid,
     add,
@@ -220,7 +221,7 @@ def test_a_body_is_put_where_it_was_told(layout: Layout, seed: int) -> None:
     assert [parcel.body] == given_out
     assert parcel.body is given_out[0]
     assert parcel == wire.encode(message)
-    assert parcel.body_hash == wire.content_hash(given_out[0])
+    assert parcel.body_hash == content_hash(given_out[0])
 
 
 @deterministic

@@ -27,8 +27,9 @@ from starlette.types import Receive, Scope, Send
 from core import wire
 from core.exceptions import DataSiteError
 from core.messages import Failure
+from core.packing import content_hash
 from core.sessions import Parties, SessionKeys, derive_keys, is_tag, new_half, tag
-from core.wire import Parcel, content_hash
+from core.wire import Parcel
 from datasite import session_route
 from datasite.caller import Caller, Role
 from datasite.session_route import PATH, SessionRoute

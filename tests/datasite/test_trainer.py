@@ -29,6 +29,7 @@ from sites import (
 
 from core import wire
 from core.exceptions import DataSiteError
+from core.packing import content_hash
 from core.parameters import digest
 from core.schema import DataSchema
 from core.wire import Parcel
@@ -223,7 +224,7 @@ def work(trainer: TrainerProcess | InlineTrainer, assignment: Assignment) -> tup
     done = trainer.perform(assignment, deadline_s=PATIENCE_S)
     update: Any = wire.decode(done.reply)
     assert update["kind"] == "update", update
-    assert done.reply.body_hash == wire.content_hash(done.reply.body)
+    assert done.reply.body_hash == content_hash(done.reply.body)
     return digest(update["parameters"]), done.state
 
 
@@ -291,7 +292,7 @@ def test_replies_that_are_kept_do_not_change(trainer: TrainerProcess, job: Job) 
     assert len({told for _, _, _, told in kept}) == len(kept) == 15
     for reply, copied, update, told in kept:
         assert bytes(reply.body) == copied
-        assert reply.body_hash == wire.content_hash(reply.body)
+        assert reply.body_hash == content_hash(reply.body)
         assert digest(update["parameters"]) == told
 
 

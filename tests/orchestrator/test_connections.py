@@ -508,3 +508,57 @@ def test_waiting_for_room_does_not_count_as_the_sites_delay() -> None:
     with serving(answers(OK)) as server:
         answer = server.connections.ask(lambda: ask, deadline, Waits())
         assert bytes(answer.content) == b"fine"
+
+
+def test_headers_that_trickle_are_given_up_at_the_deadline() -> None:
+    """However regularly a little more of them comes; the connection is ended."""
+
+    def turn(server: Server, connection: Connected) -> None:
+        connection.heard()
+        pause = threading.Event()
+        try:
+            connection.say(b"HTTP/1.1 200 OK\r\n")
+            for number in range(50):
+                for letter in f"X-{number}: y\r\n".encode():
+                    connection.say(bytes([letter]))
+                    pause.wait(0.01)
+            connection.say(b"Content-Length: 4\r\n\r\nfine")
+        except OSError:
+            server.ended.set()  # nobody listens any more
+
+    with serving(turn) as server:
+        with pytest.raises(TimeoutError):
+            server.ask(limit_s=0.3)
+        assert server.ended.wait(_LONG_S)
+
+
+def test_an_answer_that_breaks_off_over_a_kept_connection_is_not_asked_for_again() -> None:
+    """It had begun, so the request was heard: the error is the caller's to judge."""
+
+    def turn(server: Server, connection: Connected) -> None:
+        server.answer(connection)
+        server.answer(connection, b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nbegun")
+        assert server.ended.wait(_LONG_S)
+        connection.reset()
+
+    class Hears(Receiver):
+        """Says when the answer has begun."""
+
+        def begin(self, headers: Mapping[str, str], size_bytes: int) -> memoryview:
+            server.ended.set()
+            return super().begin(headers, size_bytes)
+
+    with serving(turn) as server:
+        server.ask(b"before")
+        with pytest.raises(ConnectionResetError):
+            server.ask(b"once", receiver=Hears())
+    assert [content for _, content in server.heard] == [b"before", b"once"]
+
+
+def test_an_answer_that_trickles_is_given_up_at_its_deadline() -> None:
+    """One whose size was said: however regularly a little more of it comes."""
+    declared = b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n"
+    with serving(trickling(declared)) as server:
+        with pytest.raises(TimeoutError):
+            server.ask(limit_s=0.3)
+        assert server.ended.wait(_LONG_S)

@@ -1,0 +1,195 @@
+"""Tensors to one piece of bytes and back, described as safetensors describes them.
+
+The bytes lie one after the other, the widest dtype first. A description has dtype, shape and place
+of each by its name, which starts with a message's field: `parameters/stem.weight`.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import torch
+from blake3 import blake3
+
+from core.arena import Buffer
+from core.limits import MAX_MESSAGE_BYTES
+from core.messages import Parameters
+from core.parameters import Laid, Shapes
+
+ALIGNMENT: Final = 8
+"""Where bytes begin at a multiple of it, a tensor of any dtype can lie in them."""
+
+ENTRY_KEYS: Final = frozenset({"dtype", "shape", "data_offsets"})
+PARAMETERS: Final = "parameters"
+TENSOR_FIELDS: Final = (PARAMETERS, "control")
+
+_DTYPES: Final = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_DTYPE_NAMES: Final = {dtype: name for name, dtype in _DTYPES.items()}
+
+Allocate: TypeAlias = Callable[[int], bytearray | memoryview]
+"""Gives memory of so many bytes."""
+
+Entries: TypeAlias = Mapping[str, Any]
+"""How bytes divide: `dtype`, `shape` and `data_offsets` by each tensor's name."""
+
+
+def content_hash(*parts: Buffer) -> bytes:
+    """Give the BLAKE3 of the parts one after the other: 32 bytes that name a content."""
+    hasher = blake3()
+    for part in parts:
+        hasher.update(part)
+    return hasher.digest()
+
+
+def pack(
+    fields: Mapping[str, Parameters], allocate: Allocate = bytearray
+) -> tuple[Entries, Buffer, bytes]:
+    """Give how the tensors lie, their bytes, and the hash of these.
+
+    They are hashed while they are in the processor's cache.
+
+    Args:
+        fields: The tensors by field and name.
+        allocate: Gives the memory for their bytes.
+
+    Raises:
+        ValueError: A tensor cannot travel.
+    """
+    tensors = {f"{field}/{name}": t for field, found in fields.items() for name, t in found.items()}
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
+    entries: dict[str, Any] = {}
+    body = allocate(sum(tensor.numel() * tensor.element_size() for _, tensor in ordered))
+    view, hasher, begin = memoryview(body), blake3(), 0
+    for name, tensor in ordered:
+        plain = _plain(name, tensor)
+        entries[name] = _described(plain.dtype, plain.shape, begin)
+        end = begin + plain.nbytes
+        if end > begin:
+            memory = plain.reshape(-1).view(torch.uint8).numpy().data
+            view[begin:end] = memory
+            hasher.update(memory)
+        begin = end
+    return entries, body, hasher.digest()
+
+
+def unpack(entries: Entries, body: Buffer) -> dict[str, Parameters]:
+    """Give the tensors of `body`, in its memory, by the field that each one's name starts with.
+
+    Raises:
+        ValueError: They do not fill it exactly, one after the other, or a name starts with none.
+    """
+    memory = _as_tensor(body)
+    fields: dict[str, list[_Entry]] = {}
+    end = 0
+    for full_name, entry in sorted(
+        entries.items(), key=lambda item: _whole(item[1]["data_offsets"])
+    ):
+        dtype, shape, begin = _DTYPES[entry["dtype"]], _whole(entry["shape"]), end
+        end += math.prod(shape) * dtype.itemsize
+        field, _, name = full_name.partition("/")
+        if entry["data_offsets"] != [begin, end] or end > len(memory) or field not in TENSOR_FIELDS:
+            message = f"the tensor {full_name!r} is not where it must be, or belongs to no field"
+            raise ValueError(message)
+        fields.setdefault(field, []).append(_Entry(name, dtype, torch.Size(shape), begin, end))
+    if end != len(memory):
+        message = f"its body has {len(memory)} bytes, and its tensors {end}"
+        raise ValueError(message)
+    return {field: _lying(memory, found) for field, found in fields.items()}
+
+
+def as_text(entries: Entries) -> str:
+    """Give the entries as they follow others in a JSON object."""
+    return "".join(
+        f", {json.dumps(name, ensure_ascii=False)}: {json.dumps(entry)}"
+        for name, entry in entries.items()
+    )
+
+
+@lru_cache(maxsize=8)
+def text_of(shapes: Shapes, dtype: torch.dtype) -> str:
+    """Give the entries, as `as_text` does, of parameters that lie one after the other."""
+    entries: dict[str, Any] = {}
+    begin = 0
+    for name, shape in shapes:
+        entries[f"{PARAMETERS}/{name}"] = _described(dtype, shape, begin)
+        begin += shape.numel() * dtype.itemsize
+    return as_text(entries)
+
+
+def _described(dtype: torch.dtype, shape: torch.Size, begin: int) -> dict[str, Any]:
+    end = begin + shape.numel() * dtype.itemsize
+    return {"dtype": _DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+
+
+def _plain(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """Give the tensor as its bytes stand in memory, one after the other.
+
+    Raises:
+        ValueError: It has none.
+    """
+    if tensor.dtype not in _DTYPE_NAMES or tensor.layout is not torch.strided or tensor.is_meta:
+        message = (
+            f"{name!r} is {tensor.dtype}, {tensor.layout}, on {tensor.device}; what can travel are "
+            f"dense tensors of {', '.join(_DTYPES)}"
+        )
+        raise ValueError(message)
+    # A view may say "negated" instead of being it; what travels are the bytes alone.
+    return tensor.detach().cpu().resolve_neg().contiguous()
+
+
+class _Entry(NamedTuple):
+    name: str
+    dtype: torch.dtype
+    shape: torch.Size
+    begin: int
+    end: int
+
+
+def _lying(memory: torch.Tensor, entries: list[_Entry]) -> Parameters:
+    """Give the tensors of one field."""
+    begin, end, dtype = entries[0].begin, entries[-1].end, entries[0].dtype
+    if all(entry.dtype is dtype for entry in entries) and end - begin == sum(
+        entry.end - entry.begin for entry in entries
+    ):
+        shapes = tuple((entry.name, entry.shape) for entry in entries)
+        return Laid(shapes, memory[begin:end].view(dtype))
+    return {
+        entry.name: memory[entry.begin : entry.end].view(entry.dtype).view(entry.shape)
+        for entry in entries
+    }
+
+
+def _as_tensor(body: Buffer) -> torch.Tensor:
+    """Give the bytes as a tensor in the same memory, where a tensor can lie in it."""
+    if not len(body):
+        return torch.empty(0, dtype=torch.uint8)
+    can_be_written = not memoryview(body).readonly  # PyTorch knows no other tensors
+    memory = torch.frombuffer(body if can_be_written else bytearray(body), dtype=torch.uint8)
+    return memory if memory.data_ptr() % ALIGNMENT == 0 else memory.clone()
+
+
+def _whole(numbers: object) -> list[int]:
+    """Give the numbers of a list of whole ones.
+
+    Raises:
+        ValueError: It holds others.
+    """
+    if not isinstance(numbers, list) or any(
+        type(number) is not int or not 0 <= number <= MAX_MESSAGE_BYTES for number in numbers
+    ):
+        message = "shapes and offsets are lists of whole numbers"
+        raise ValueError(message)
+    return numbers
