@@ -19,11 +19,10 @@ from starlette.types import Receive, Scope, Send
 from core.exceptions import ConfigurationError, DataSiteError, ProtocolError
 from core.packing import Allocate
 from core.wire import Parcel
-from datasite import session_route
 from datasite.caller import Caller, Role
 from datasite.identity import Identity, require_email, require_strong_password
 from datasite.operator_door import Account
-from datasite.patience import PatientProtocol
+from datasite.protocol import SiteProtocol
 from datasite.publishing import PublishedDataset
 from datasite.session_route import SessionRoute
 
@@ -143,9 +142,10 @@ class PySyftServer:
         self.open()
         app = FastAPI(openapi_url=None)
         app.include_router(_routes(self._opened()))
+        protocol = SiteProtocol.with_sessions(self._session_route())
         config = uvicorn.Config(
-            _Front(self._opened(), self._session_route(), app),
-            http=PatientProtocol,
+            _Front(self._opened(), app),
+            http=protocol,
             lifespan="off",
             log_config=None,
             log_level="critical",
@@ -162,6 +162,7 @@ class PySyftServer:
         try:
             server.run(sockets=self._sockets())
         finally:
+            protocol.work.shutdown(wait=False, cancel_futures=True)
             self.close()
 
     def close(self) -> None:
@@ -327,31 +328,24 @@ def _routes(site: "PySyftSite") -> APIRouter:
 
 
 class _Front:
-    """The routes of signed calls and of sessions, ahead of all others.
-
-    Their framework costs as much as a call.
+    """The route of signed calls ahead of all others, whose framework costs as much as a call.
 
     Args:
         site: Answers the calls.
-        sessions: Answers in sessions.
         others: Answers all else.
     """
 
-    def __init__(self, site: "PySyftSite", sessions: SessionRoute, others: FastAPI) -> None:
+    def __init__(self, site: "PySyftSite", others: FastAPI) -> None:
         self._site = site
         self._others = others
-        self._answers = {_CALL: self._call, ("POST", session_route.PATH): sessions.answer}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, as ASGI has it."""
-        answer = (
-            self._answers.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
-        )
-        if answer is None:
-            await self._others(scope, receive, send)
-        else:
-            response = await answer(Request(scope, receive))
+        if scope["type"] == "http" and (scope["method"], scope["path"]) == _CALL:
+            response = await self._call(Request(scope, receive))
             await response(scope, receive, send)
+        else:
+            await self._others(scope, receive, send)
 
     async def _call(self, request: Request) -> Response:
         blob = await _body(request)

@@ -3,25 +3,22 @@
 The test is the other side: it derives its own keys, seals its requests and checks each reply's tag.
 """
 
-import asyncio
 import queue
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import httpx
 import pytest
 import torch
 import uvicorn
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from fastapi import Request
 from hypothesis import given
 from hypothesis import strategies as st
-from starlette.types import Message as AsgiMessage
 from starlette.types import Receive, Scope, Send
 
 from core import wire
@@ -30,8 +27,10 @@ from core.messages import Failure
 from core.packing import content_hash
 from core.sessions import Parties, SessionKeys, derive_keys, is_tag, new_half, tag
 from core.wire import Parcel
-from datasite import session_route
+from datasite import exchange
 from datasite.caller import Caller, Role
+from datasite.exchange import Answer, Exchange
+from datasite.protocol import SiteProtocol
 from datasite.session_route import PATH, SessionRoute
 from datasite.sessions import Sessions
 
@@ -72,7 +71,7 @@ class Site:
         reply: What is answered; None for what was asked.
         handled: What came through, and from whom.
         refused: What was noted: e-mail, and what was refused.
-        statuses: Of each answer that the route gave, sent or not.
+        gone: Set when a connection to it was lost.
     """
 
     def __init__(self) -> None:
@@ -81,7 +80,7 @@ class Site:
         self.reply: bytes | None = None
         self.handled: list[tuple[bytes, Caller]] = []
         self.refused: list[tuple[str, str]] = []
-        self.statuses: queue.Queue[int] = queue.Queue()
+        self.gone = threading.Event()
         self.meeting: threading.Barrier | None = None
         self.sessions = Sessions(SITE_KEY, lifetime_s=60, clock=lambda: self.now)
         self.route = SessionRoute(
@@ -99,30 +98,35 @@ class Site:
         self.handled.append((request.joined(), caller))
         return request if self.reply is None else Parcel.of(self.reply)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, as ASGI has it."""
-        response = await self.route.answer(Request(scope, receive))
-        self.statuses.put(response.status_code)
-        await response(scope, receive, send)
+
+class Protocol(SiteProtocol):
+    """The site's protocol, which tells when a connection is lost."""
+
+    site: Site
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See `asyncio.Protocol`."""
+        super().connection_lost(exc)
+        self.site.gone.set()
 
 
 class Listener:
     """Listens on 127.0.0.1, for one site after the other.
 
     Attributes:
-        site: Which answers.
+        protocol: That of the site which answers.
         url: Where.
         client: A client with kept connections to it.
     """
 
     def __init__(self, url: str, client: httpx.Client) -> None:
-        self.site = Site()
+        self.protocol: type[Protocol] = Protocol
         self.url = url
         self.client = client
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, as ASGI has it."""
-        await self.site(scope, receive, send)
+    def __call__(self, **settings: Any) -> Protocol:
+        """Speak over one connection, as uvicorn wants it."""
+        return self.protocol(**settings)
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +136,10 @@ def listener() -> Iterator[Listener]:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         listening = Listener(f"http://127.0.0.1:{taken.getsockname()[1]}", client)
-        server = uvicorn.Server(uvicorn.Config(listening, lifespan="off", log_config=None))
+        config = uvicorn.Config(no_application, lifespan="off", log_config=None)
+        config.load()
+        config.http_protocol_class = cast("Any", listening)
+        server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]})
         thread.start()
         yield listening
@@ -141,11 +148,20 @@ def listener() -> Iterator[Listener]:
         assert not thread.is_alive()
 
 
+async def no_application(_scope: Scope, _receive: Receive, _send: Send) -> None:
+    """Be asked for what is no request in a session."""
+    raise AssertionError
+
+
 @pytest.fixture
 def site(listener: Listener) -> Site:
-    """Give a new site that is served."""
-    listener.site = Site()
-    return listener.site
+    """Give a new site that is served, over connections of its own."""
+    site = Site()
+    listener.client.close()
+    listener.client = httpx.Client(trust_env=False, timeout=_LONG_S)
+    listener.protocol = Protocol.with_sessions(site.route)
+    listener.protocol.site = site
+    return site
 
 
 class Sealed(NamedTuple):
@@ -226,9 +242,9 @@ class Session:
         assert self.is_own(response.headers, response.content, counter)
         return response.content
 
-    def is_own(self, headers: "httpx.Headers | object", content: bytes, counter: int) -> bool:
+    def is_own(self, headers: Mapping[str, str], content: bytes, counter: int) -> bool:
         """Tell whether this is the site's reply to the request with this counter."""
-        found: dict[str, str] = {name.lower(): value for name, value in headers.items()}  # type: ignore[attr-defined]  # of httpx or of starlette
+        found = {name.lower(): value for name, value in headers.items()}
         head_bytes = int(found["x-head"])
         return is_tag(
             found["x-tag"],
@@ -522,7 +538,7 @@ def test_what_is_too_large_is_not_read(
     """By the headers alone: 413, noted, and the site neither asks for the content nor goes on."""
     sealed = session.sealed(MODEL, 1)
     with session.connected() as connection:
-        # uvicorn answers "100 Continue" as soon as any of the content is asked for.
+        # The site answers "100 Continue" as soon as it wants any of the content.
         connection.sendall(sealed.raw(Expect="100-continue", **headers))
         with connection.makefile("rb") as stream:
             answer = stream.read()  # to the end: the site closes the connection
@@ -576,8 +592,8 @@ def test_what_trickles_in_is_given_up(
     site: Site, session: Session, monkeypatch: pytest.MonkeyPatch, comes: int
 ) -> None:
     """408 when the time is over that its length allows; noted, and the connection is closed."""
-    monkeypatch.setattr(session_route, "_GRACE_S", 0.2)
-    monkeypatch.setattr(session_route, "_SLOWEST_BYTES_S", 1 << 30)
+    monkeypatch.setattr(exchange, "_GRACE_S", 0.2)
+    monkeypatch.setattr(exchange, "_SLOWEST_BYTES_S", 1 << 30)
     sealed = session.sealed(MODEL, 1)
     with session.connected() as connection:
         connection.sendall(sealed.raw() + sealed.content[:comes])
@@ -592,8 +608,8 @@ def test_a_longer_message_may_take_longer(
     site: Site, session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What would be too slow for a few bytes is not for many: the size that is announced counts."""
-    monkeypatch.setattr(session_route, "_GRACE_S", 0.0)
-    monkeypatch.setattr(session_route, "_SLOWEST_BYTES_S", len(MODEL) / _LONG_S)
+    monkeypatch.setattr(exchange, "_GRACE_S", 0.0)
+    monkeypatch.setattr(exchange, "_SLOWEST_BYTES_S", len(MODEL) / _LONG_S)
     sealed = session.sealed(MODEL, 1)
     with session.connected() as connection:
         connection.sendall(sealed.raw(Expect="100-continue"))
@@ -603,13 +619,73 @@ def test_a_longer_message_may_take_longer(
     assert site.refused == []
 
 
+def test_a_refused_request_is_not_listened_to_for_ever(
+    site: Site, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was answered; the rest of what it announced has the time that it would have had."""
+    monkeypatch.setattr(exchange, "_GRACE_S", 0.2)
+    monkeypatch.setattr(exchange, "_SLOWEST_BYTES_S", 1 << 40)
+    sealed = forged(session, "guessed")
+    with session.connected() as connection:
+        connection.sendall(sealed.raw(Content_Length=str(2**31)) + sealed.content)
+        with connection.makefile("rb") as stream:
+            assert stream.read().split()[1] == b"401"  # and then the connection is closed
+    assert site.handled == []
+
+
+def test_a_request_does_not_come_before_the_answer_to_the_one_before(
+    site: Site, session: Session
+) -> None:
+    """Nobody here sends two at once over one connection: it is closed, and neither is answered."""
+    site.meeting = threading.Barrier(2)
+    first, second = session.sealed(MODEL, 1), session.sealed(MODEL, 2)
+    with session.connected() as connection:
+        connection.sendall(first.raw() + first.content + second.raw())
+        with connection.makefile("rb") as stream:
+            assert stream.read() == b""
+    site.meeting.wait(_LONG_S)  # the first was being worked on, and nobody waits for it any more
+    site.meeting = None
+    assert session.ask(OTHER_MODEL, 3) == OTHER_MODEL
+
+
+@pytest.mark.parametrize("how", ["Connection: close", "HTTP/1.0"])
+def test_a_caller_that_wants_one_answer_gets_one(site: Site, session: Session, how: str) -> None:
+    """The connection is closed after it."""
+    sealed = session.sealed(MODEL, 1)
+    raw = sealed.raw(Connection="close") if "close" in how else sealed.raw()
+    raw = raw.replace(b"HTTP/1.1", b"HTTP/1.0") if how == "HTTP/1.0" else raw
+    with session.connected() as connection:
+        connection.sendall(raw + sealed.content)
+        with connection.makefile("rb") as stream:
+            answer = stream.read()
+    assert b"connection: close" in answer
+    assert answer.endswith(MODEL)
+    assert site.refused == []
+
+
+def test_a_large_message_goes_both_ways(site: Site, session: Session) -> None:
+    """Two megabytes, which no buffer takes at once."""
+    large = message(*range(500_000))
+    assert session.ask(large, 1) == large
+    assert [len(request) for request, _ in site.handled] == [len(large)]
+
+
+def test_a_site_that_fails_says_so(site: Site, session: Session) -> None:
+    """500, without what went wrong; the next request is answered."""
+    site.reply = cast("bytes", "a text is no reply")
+    response = session.post(session.sealed(MODEL, 1))
+    assert (response.status_code, response.text) == (500, "the site failed; its log says why")
+    site.reply = None
+    assert session.ask(MODEL, 2) == MODEL
+
+
 @pytest.mark.parametrize("comes", [10, -1], ids=["in the head", "in the body"])
 def test_a_caller_that_goes_away_is_forgotten(site: Site, session: Session, comes: int) -> None:
     """Half a message is never handled, and the site answers the next."""
     sealed = session.sealed(MODEL, 1)
     with session.connected() as connection:
         connection.sendall(sealed.raw() + sealed.content[:comes])
-    site.statuses.get(timeout=_LONG_S)
+    assert site.gone.wait(_LONG_S)
     assert site.handled == []
     assert session.ask(OTHER_MODEL, 2) == OTHER_MODEL
     assert [request for request, _ in site.handled] == [OTHER_MODEL]
@@ -623,58 +699,32 @@ def test_however_a_message_is_cut_it_arrives_whole(cuts: list[int]) -> None:
     sealed = session.sealed(MODEL, 1)
     bounds = [0, *sorted(cuts), len(MODEL)]
     pieces = [MODEL[start:end] for start, end in pairwise(bounds)]
-    sent = asyncio.run(answer_to(site.route, sealed, pieces))
-    assert sent.status_code == 200
-    assert session.is_own(sent.headers, sent.content, 1)
-    assert sent.content == MODEL
+    sent = answer_to(site.route, sealed, pieces)
+    content = b"".join(sent.parts)
+    assert sent.status == 200
+    assert session.is_own(sent.headers, content, 1)
+    assert content == MODEL
     assert site.handled == [(MODEL, RESEARCHER)]
 
 
-class Sent(NamedTuple):
-    """What a route sent, as ASGI has it."""
-
-    status_code: int
-    headers: dict[str, str]
-    content: bytes
-
-
-async def answer_to(route: SessionRoute, sealed: Sealed, pieces: list[bytes]) -> Sent:
-    """Hand the route a request whose content comes in pieces."""
-    headers = {"content-length": str(len(sealed.content)), **sealed.headers}
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": PATH,
-        "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
-    }
-    left: list[AsgiMessage] = [
-        {"type": "http.request", "body": piece, "more_body": True} for piece in pieces
-    ]
-    left.append({"type": "http.request", "body": b"", "more_body": False})
-
-    async def receive() -> AsgiMessage:
-        return left.pop(0)
-
-    start: list[AsgiMessage] = []
-    content: list[bytes] = []
-
-    async def send(message: AsgiMessage) -> None:
-        if message["type"] == "http.response.start":
-            start.append(message)
-        else:
-            content.append(bytes(message["body"]))
-
-    response = await route.answer(Request(scope, receive))
-    await response(scope, receive, send)
-    headers = {name.decode(): value.decode() for name, value in start[0]["headers"]}
-    return Sent(start[0]["status"], headers, b"".join(content))
+def answer_to(route: SessionRoute, sealed: Sealed, pieces: list[bytes]) -> Answer:
+    """Have a request answered whose content comes in pieces."""
+    said = {"content-length": str(len(sealed.content)), **sealed.headers}
+    headers = {name.lower().encode(): value.encode() for name, value in said.items()}
+    answers: queue.Queue[Answer] = queue.Queue()
+    with ThreadPoolExecutor(1) as work:
+        exchange = Exchange(route, headers, answer=answers.put, work=work)
+        for piece in pieces:
+            exchange.receive(piece)
+        exchange.end()
+        return answers.get(timeout=_LONG_S)
 
 
 def test_content_that_ends_within_its_head_is_refused() -> None:
     """400, not an error of the server's."""
     site = Site()
     sealed = Session(site).sealed(MODEL, 1)
-    assert asyncio.run(answer_to(site.route, sealed, [b"abc"])).status_code == 400
+    assert answer_to(site.route, sealed, [b"abc"]).status == 400
 
 
 def test_a_refusal_is_answered_though_it_cannot_be_noted() -> None:
@@ -686,5 +736,4 @@ def test_a_refusal_is_answered_though_it_cannot_be_noted() -> None:
         raise DataSiteError("disk full")
 
     site.route._on_refused = full
-    response = asyncio.run(answer_to(site.route, forged(session, "guessed"), [MODEL]))
-    assert response.status_code == 401
+    assert answer_to(site.route, forged(session, "guessed"), [MODEL]).status == 401

@@ -11,7 +11,7 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from datasite.patience import PatientProtocol
+from datasite.protocol import SiteProtocol
 
 _LONG_S: Final = 20.0
 """By when something has happened; no test waits for it to pass."""
@@ -19,13 +19,13 @@ _LONG_S: Final = 20.0
 REQUEST: Final = b"GET / HTTP/1.1\r\nHost: site\r\n\r\n"
 
 
-class Impatient(PatientProtocol):
+class Impatient(SiteProtocol):
     """Waits for little more than half a second."""
 
     headers_s = 0.6
 
 
-class Patient(PatientProtocol):
+class Patient(SiteProtocol):
     """Waits for longer than a test lasts."""
 
     headers_s = 600.0
@@ -72,7 +72,7 @@ class Server:
 
 
 @contextmanager
-def serving(protocol: type[PatientProtocol]) -> Iterator[Server]:
+def serving(protocol: type[SiteProtocol]) -> Iterator[Server]:
     """Serve by uvicorn, as sites do."""
     application = Application()
     with socket.create_server(("127.0.0.1", 0)) as listener:
