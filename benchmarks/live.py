@@ -267,7 +267,9 @@ class _Prepared:
     def run(self, rounds: int, *, is_evaluated: bool) -> list[dict[str, Any]]:
         """Run the rounds and give their records."""
         collector = MetricsCollector(
-            (lambda r, m: evaluate_at_sites(r, m, self.context).ok) if is_evaluated else None
+            (lambda r, _: evaluate_at_sites(r, self.algorithm.broadcast(), self.context).ok)
+            if is_evaluated
+            else None
         )
         return [
             run_round(
@@ -295,6 +297,7 @@ def _prepare(fleet: Fleet, config: ExperimentConfig, kind: type[Algorithm]) -> _
         ),
         num_sites=len(fleet.site_ids),
     )
+    model.hold(algorithm.broadcast())
     spec = kind.spec(config.algorithm)
     plans = propose(fleet, sites, config, spec, run_id=new_run_id("benchmark"))
     plans.require(len(fleet.site_ids), what="proposal")

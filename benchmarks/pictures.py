@@ -16,10 +16,8 @@ LIVE: Final = "#4477aa"
 DARK: Final = "#222222"
 GREY: Final = "#999999"
 FLOORS: Final[Mapping[str, tuple[str, str]]] = {
-    "copy, in threads": (GREY, ":"),
-    "copy, in turn": (GREY, "--"),
-    "same work, in threads": (DARK, ":"),
-    "same work, in turn": (DARK, "--"),
+    "plain": (DARK, "--"),
+    "quickest": (GREY, ":"),
 }
 SITES: Final = ("#66ccee", "#4477aa", "#ccbb44", "#228833", "#aa3377")
 MEGA: Final = 1e6
@@ -57,9 +55,9 @@ def _draw_rounds(cells: Cells, path: Path) -> Path:
     for axis, number in zip(axes[0], numbers, strict=True):
         chosen = _of(cells, number)
         sizes = [cell["parameters"] for cell in chosen]
-        for form, (colour, style) in FLOORS.items():
-            floor_ms = [cell["floor_ms"][form] for cell in chosen]
-            axis.plot(sizes, floor_ms, style, marker=".", color=colour, label=f"pipes, {form}")
+        for name, (colour, style) in FLOORS.items():
+            floor_ms = [cell["floor_ms"][name] for cell in chosen]
+            axis.plot(sizes, floor_ms, style, marker=".", color=colour, label=f"pipes, {name}")
         medians = [cell["round_ms"]["median"] for cell in chosen]
         axis.errorbar(
             sizes,

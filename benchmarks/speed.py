@@ -174,18 +174,16 @@ def _rounds_of(most: int, sites: int, size: Size) -> int:
 def _of_a_cell(cell: Mapping[str, Any]) -> list[Quantity]:
     asked = (cell["sites"], cell["asked"])
     where = f"{cell['sites']} sites, {cell['parameters']:,} parameters"
-    target = ROUND_TARGETS.get(asked)
-    is_of_ratio = target is not None and target.of == "ratio"
     rows = [
         Quantity(
             part="rounds",
             what=f"round, {where}",
             unit="ms",
             spread=cell["round_ms"],
-            floor=Floor(what=f"pipes, {form}", value=floor_ms),
-            target=target if is_of_ratio or form == next(iter(cell["floor_ms"])) else None,
+            floor=Floor(what=f"pipes, {name}", value=floor_ms),
+            target=ROUND_TARGETS.get(asked) if name == "plain" else None,
         )
-        for form, floor_ms in cell["floor_ms"].items()
+        for name, floor_ms in cell["floor_ms"].items()
     ]
     raw = Floor(what="raw float32", value=4 * cell["parameters"] * cell["sites"] / MILLION)
     rows += [

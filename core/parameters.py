@@ -14,7 +14,7 @@ from core.arena import scratch
 from core.exceptions import AggregationError, ModelError
 from core.messages import Parameters
 
-_BLOCK = 1 << 16
+_BLOCK = 1 << 15
 _LARGE_BYTES = 1 << 20
 
 
@@ -48,6 +48,19 @@ class Laid(Parameters):
 def laid(parameters: Parameters) -> Laid | None:
     """Give parameters that lie one after the other as such; None when they do not."""
     return parameters if isinstance(parameters, Laid) and parameters.shapes else None
+
+
+def copied(parameters: Parameters) -> Parameters:
+    """Give a copy on the CPU, which lies as it travels where all tensors are of one dtype."""
+    plain = {name: tensor.detach().cpu() for name, tensor in sorted(parameters.items())}
+    dtypes = {tensor.dtype for tensor in plain.values()}
+    if len(dtypes) != 1:
+        return {name: tensor.clone() for name, tensor in plain.items()}
+    shapes = tuple((name, tensor.shape) for name, tensor in plain.items())
+    lying = Laid(shapes, _empty(sum(shape.numel() for _, shape in shapes), dtypes.pop()))
+    for name, tensor in plain.items():
+        lying[name].copy_(tensor)
+    return lying
 
 
 def runs(left: Parameters, right: Parameters) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -94,11 +107,15 @@ def as_float64(parameters: Parameters) -> Parameters:
 
 
 def _copied(flat: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Give a copy, in memory that was used before where there is much of it."""
-    size_bytes = flat.numel() * dtype.itemsize
+    return _empty(flat.numel(), dtype).copy_(flat)
+
+
+def _empty(numel: int, dtype: torch.dtype) -> torch.Tensor:
+    """Give memory, such as was used before where it is much."""
+    size_bytes = numel * dtype.itemsize
     if size_bytes < _LARGE_BYTES:
-        return flat.to(dtype, copy=True)
-    return torch.frombuffer(scratch().allocate(size_bytes), dtype=dtype).copy_(flat)
+        return torch.empty(numel, dtype=dtype)
+    return torch.frombuffer(scratch().allocate(size_bytes), dtype=dtype)
 
 
 def cast_like(parameters: Parameters, like: Parameters) -> Parameters:

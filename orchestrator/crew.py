@@ -1,9 +1,11 @@
 """Threads for what waits on sites: one for each request under way, and none for the idle."""
 
+import ctypes
 import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import cache
 from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
@@ -12,6 +14,11 @@ _Errand = tuple[Future[Any], Callable[[], Any]]
 """What is to be done, and where what came of it goes."""
 
 _IDLE_S: Final = 5.0
+
+_ARENA_MAX: Final = -8
+"""glibc's M_ARENA_MAX: in how many places `malloc` finds memory."""
+
+_ARENAS: Final = 2
 
 
 class Crew:
@@ -30,6 +37,7 @@ class Crew:
         self._changed = threading.Condition()
         self._threads = 0
         self._free = 0
+        _share_memory()
 
     def put(self, work: Callable[[], T]) -> Future[T]:
         """Have `work` done; its result, or what it raised, is the future's."""
@@ -66,3 +74,15 @@ class Crew:
                 return self._errands.popleft()
             self._threads -= 1
             return None
+
+
+@cache
+def _share_memory() -> None:
+    """Have threads find memory in the same few places, for as long as the process lives.
+
+    By default glibc has places of its own for each thread, and what was freed in one is of no use
+    to another: with many sites as much as several models.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_ARENA_MAX, _ARENAS)

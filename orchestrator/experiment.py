@@ -125,6 +125,7 @@ class ExperimentOrchestrator(OrchestratorInterface):
         )
         if saved is not None:
             algorithm.state, algorithm.counted = saved.state, dict(saved.counted)
+        model.hold(algorithm.broadcast())
         context = RoundContext(
             fleet=fleet,
             plan_ids=agreement.plan_ids,
@@ -161,7 +162,9 @@ class ExperimentOrchestrator(OrchestratorInterface):
         """Run the next round, and have it on disk before anybody is told."""
         round_num, algorithm = course.next_round, course.algorithm
         is_evaluated = _is_evaluated(round_num, config)
-        collector = MetricsCollector(_evaluator(course.context) if is_evaluated else None)
+        collector = MetricsCollector(
+            _evaluator(course.context, algorithm) if is_evaluated else None
+        )
         record = run_round(
             round_num, context=course.context, algorithm=algorithm, model=model, collector=collector
         )
@@ -291,10 +294,10 @@ def _is_evaluated(round_num: int, config: ExperimentConfig) -> bool:
 
 
 def _evaluator(
-    context: RoundContext,
+    context: RoundContext, algorithm: Algorithm
 ) -> Callable[[int, ModelInterface], Mapping[str, EvaluationReport]]:
-    def evaluate(round_num: int, model: ModelInterface) -> Mapping[str, EvaluationReport]:
-        answers = evaluate_at_sites(round_num, model, context)
+    def evaluate(round_num: int, _model: ModelInterface) -> Mapping[str, EvaluationReport]:
+        answers = evaluate_at_sites(round_num, algorithm.broadcast(), context)
         fewest = context.min_sites or len(context.plan_ids)
         answers.require(fewest, what=f"evaluation of round {round_num}")
         return answers.ok

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
 from core.exceptions import AggregationError, PlanError
-from core.interfaces import ModelInterface
 from core.messages import (
     ClientUpdate,
     EvaluateRequest,
@@ -14,6 +13,7 @@ from core.messages import (
     ModelSpec,
     Preprocessing,
 )
+from core.models import TorchModel
 from core.wire import Packed
 from orchestrator.algorithms import Algorithm, Gathering
 from orchestrator.fleet import Answers, Fleet
@@ -57,12 +57,12 @@ def run_round(
     *,
     context: RoundContext,
     algorithm: Algorithm,
-    model: ModelInterface,
+    model: TorchModel,
     collector: MetricsCollector,
 ) -> dict[str, Any]:
     """Train at the sites, aggregate, commit, evaluate; the round's record.
 
-    Afterwards `algorithm.parameters` and `model` hold the new global parameters.
+    Afterwards `algorithm.parameters` are the new global parameters, and `model` holds them.
 
     Raises:
         ExperimentError: Fewer than `min_sites` sent an update that fits; it names who is missing
@@ -80,7 +80,7 @@ def run_round(
 
     algorithm.commit(gathered)
     del gathered
-    model.set_parameters(algorithm.parameters)
+    model.hold(algorithm.broadcast())
     aggregated = time.perf_counter()
 
     record = collector.collect_round_metrics(round_num, model, list(answers.ok.values()))
@@ -158,10 +158,10 @@ def train_at_sites(
 
 
 def evaluate_at_sites(
-    round_num: int, model: ModelInterface, context: RoundContext
+    round_num: int, model: Packed, context: RoundContext
 ) -> Answers[EvaluationReport]:
     """Have every site of the federation score `model`."""
-    parameters = context.travel.outgoing(Packed(model.get_parameters()))
+    parameters = context.travel.outgoing(Packed(model) if model.control else model)
 
     def evaluate(site_id: str) -> EvaluationReport:
         request = EvaluateRequest(

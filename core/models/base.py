@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from core.interfaces import ModelInterface
-from core.parameters import require_same_layout
+from core.parameters import copied, require_same_layout
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -57,7 +57,7 @@ class TorchModel(nn.Module, ModelInterface):
 
     def get_parameters(self) -> Parameters:
         """Give the full state, name to tensor, as copies on the CPU."""
-        return {name: tensor.detach().cpu().clone() for name, tensor in self.state_dict().items()}
+        return dict(copied(self.state_dict()))  # PyTorch's own functions know no kinds of dict
 
     def set_parameters(self, parameters: Parameters) -> None:
         """Replace the full state, or raise and change nothing.
@@ -70,6 +70,17 @@ class TorchModel(nn.Module, ModelInterface):
         # `load_state_dict` copies the tensors that fit before it complains of one that does not.
         require_same_layout(parameters, self.state_dict(), whose=type(self).__name__)
         self.load_state_dict(parameters)
+
+    def hold(self, parameters: Parameters) -> None:
+        """Replace the full state by these very tensors, or raise and change nothing.
+
+        For a model that is not trained, and tensors that are not changed: nothing is copied.
+
+        Raises:
+            ModelError: As `set_parameters`.
+        """
+        require_same_layout(parameters, self.state_dict(), whose=type(self).__name__)
+        self.load_state_dict(parameters, assign=True)
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:

@@ -120,6 +120,20 @@ def test_training_a_model_does_not_change_what_was_set(
     assert are_equal(other, kept)
 
 
+def test_held_parameters_are_the_models_own(
+    model: TorchModel, other: Parameters, window_steps: int
+) -> None:
+    """It computes with these very tensors, as if they had been set."""
+    twin = copy.deepcopy(model)
+    twin.set_parameters(other)
+    model.hold(other)
+    inputs = windows(4, window_steps)
+    assert torch.equal(model(inputs), twin(inputs))
+    assert {tensor.data_ptr() for tensor in model.state_dict().values()} == {
+        tensor.data_ptr() for tensor in other.values()
+    }
+
+
 def test_equal_parameters_give_equal_logits(
     model: TorchModel, spec: ModelSpec, window_steps: int, other: Parameters
 ) -> None:
@@ -168,16 +182,17 @@ MISFITS = [
 ]
 
 
+@pytest.mark.parametrize("taking", ["set_parameters", "hold"])
 @pytest.mark.parametrize("spoil", MISFITS, ids=lambda spoil: spoil.__name__)
 def test_parameters_that_do_not_fit_are_refused_by_name(
-    model: TorchModel, other: Parameters, spoil: object
+    model: TorchModel, other: Parameters, spoil: object, taking: str
 ) -> None:
     """The error names the tensor, and the model is exactly as it was."""
     assert callable(spoil)
     before = model.get_parameters()
     offender = "stranger" if spoil is with_another_name else list(other)[-1]
     with pytest.raises(ModelError, match=offender):
-        model.set_parameters(spoil(other))
+        getattr(model, taking)(spoil(other))
     assert are_equal(model.get_parameters(), before)
 
 

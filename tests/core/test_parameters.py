@@ -10,6 +10,7 @@ from core.messages import Parameters
 from core.parameters import (
     as_float64,
     cast_like,
+    copied,
     count,
     difference,
     digest,
@@ -192,10 +193,21 @@ def test_float64_and_back_is_the_same_bits(dtype: torch.dtype) -> None:
 def test_casting_gives_memory_of_its_own(dtype: torch.dtype) -> None:
     """Also where no dtype changes: a copy may be changed in place."""
     given = {**layer(1.0, dtype=dtype), "steps": torch.tensor(5)}
-    for copied in (as_float64(given), cast_like(given, given)):
-        for tensor in copied.values():
+    for copy in (as_float64(given), cast_like(given, given)):
+        for tensor in copy.values():
             tensor.zero_()
     assert (given["w"].tolist(), given["steps"].item()) == ([1.0], 5)
+
+
+def test_a_copy_is_equal_and_has_memory_of_its_own() -> None:
+    """Of one dtype or of several, small or large."""
+    large = {"b": torch.arange(400_000.0), "a": torch.ones(2, 3)}
+    for given in (large, model()):
+        copy = copied(given)
+        assert digest(copy) == digest(given)
+        for tensor in copy.values():
+            tensor.zero_()
+        assert digest(given) != digest(copy)
 
 
 def test_casting_rounds_once() -> None:
