@@ -44,7 +44,9 @@ VERBS = [
     "users add",
     "users list",
     "audit show",
+    "audit export",
     "audit verify",
+    "audit head",
     "certificate request",
 ]
 
@@ -382,7 +384,8 @@ def test_the_log_is_shown_and_verified(datasite: Command, registered: Path) -> N
     assert [row["action"] for row in rows] == ["data registered", "plan proposed"]
     assert rows[1]["plan_id"] == plan_id
     header, row = datasite("audit", "show", "--last", "1", "-c", registered).out.splitlines()
-    assert header.split() == ["seq", "at", "who", "action", "plan", "outcome", "detail"]
+    columns = "seq  at (UTC)  who  action  plan  data  code  bytes  outcome  more"
+    assert header.split() == columns.split()
     assert "plan proposed" in row
     verified = datasite("audit", "verify", "-c", registered)
     assert verified.code == 0
@@ -390,11 +393,63 @@ def test_the_log_is_shown_and_verified(datasite: Command, registered: Path) -> N
     assert verified.out == f"2 entries, all as they were written; newest hash {newest}\n"
 
 
+def test_the_log_is_exported_and_checked_elsewhere(
+    datasite: Command, registered: Path, tmp_path: Path
+) -> None:
+    """JSON lines to a file or to standard output, checked without a configuration or a site."""
+    proposed(registered)
+    anchor = datasite("audit", "head", "-c", registered).out
+    file = tmp_path / "audit.jsonl"
+    assert datasite("audit", "export", "--out", file, "-c", registered).code == 0
+    assert datasite("audit", "export", "-c", registered).out == file.read_text()
+    proposed(registered, run_id="run-2")
+    checked = datasite("audit", "verify", "--file", file, "--anchor", anchor)
+    assert checked.code == 0
+    assert checked.out.startswith("2 entries, all as they were written, and the anchor is among")
+    later = datasite("audit", "verify", "--anchor", anchor, "-c", registered)
+    assert later.out.startswith("3 entries, all as they were written, and the anchor is among")
+    file.write_text(file.read_text().splitlines()[0] + "\n")
+    cut = datasite("audit", "verify", "--file", file, "--anchor", anchor)
+    assert (cut.code, cut.out) == (1, "")
+    assert "row 2 and those after it were cut off" in cut.err
+
+
+@pytest.mark.parametrize(
+    ("since", "rows"),
+    [
+        ("1h", 2),
+        ("1w", 2),
+        ("9" * 12 + "w", 2),
+        ("0s", 0),
+        ("2020-01-01", 2),
+        ("2199-01-01T08:00", 0),
+    ],
+)
+def test_the_log_is_shown_since_a_time(
+    datasite: Command, registered: Path, since: str, rows: int
+) -> None:
+    """A time in UTC, or how long ago."""
+    proposed(registered)
+    shown = datasite("audit", "show", "--since", since, "--json", "-c", registered)
+    assert len(json.loads(shown.out)) == rows
+
+
+@pytest.mark.parametrize("since", ["yesterday", "5", "h", "²h", "2026-13-01"])
+def test_a_time_that_is_none_is_said(datasite: Command, registered: Path, since: str) -> None:
+    """With what would be one."""
+    ended = datasite("audit", "show", "--since", since, "-c", registered)
+    assert ended.code == 4
+    assert "is no time; expected one as 2026-11-24T08:00, or 30m, 2h, 7d" in " ".join(
+        ended.err.split()
+    )
+
+
 def test_a_log_that_was_tampered_with_ends_with_exit_code_1(
     datasite: Command, registered: Path, tmp_path: Path
 ) -> None:
     """The entry is named."""
     with sqlite3.connect(tmp_path / "state" / "ledger.db") as connection:
+        connection.execute("DROP TRIGGER audit_no_update")
         connection.execute("UPDATE audit SET who = 'nobody' WHERE seq = 1")
     connection.close()
     ended = datasite("audit", "verify", "-c", registered)
