@@ -71,6 +71,16 @@ class PlanRow(Table):
     expires_at: Mapped[str]
 
 
+class ApprovalRow(Table):
+    """That a person approved a plan, which several must."""
+
+    __tablename__ = "approvals"
+
+    plan_id: Mapped[str] = mapped_column(ForeignKey("plans.plan_id"), primary_key=True)
+    who: Mapped[str] = mapped_column(primary_key=True)
+    at: Mapped[str]
+
+
 class ReplyRow(Table):
     """What answered a request, so that asking again neither trains nor spends again.
 

@@ -4,9 +4,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 import pytest
-from sites import RESEARCHER, RIVAL, proposal
+from sites import RESEARCHER, RIVAL, ROWS, proposal
 from sqlalchemy import select
 
+from core.codehash import installed_code_hash
 from core.exceptions import PlanError
 from core.plans import PlanStatus
 from datasite.configuration import Rule
@@ -34,7 +35,7 @@ def plans_of(ledger: Ledger, *rules: dict[str, Any], plan_days: int = 30) -> Pla
 
 def propose(plans: Plans, caller: Any = RESEARCHER, **changes: object) -> Plan:
     """Propose a plan of three rounds on `press`."""
-    return plans.propose(cast("Any", proposal(**changes)), caller)
+    return plans.propose(cast("Any", proposal(**changes)), caller, rows=ROWS)
 
 
 def plan_at(plans: Plans, status: PlanStatus) -> Plan:
@@ -82,7 +83,7 @@ def test_the_first_rule_that_fits_decides(
     """Rules are tried in order; the reason names the one that decided."""
     plan = propose(plans_of(ledger, *rules))
     assert (plan.status, plan.reason) == (status, reason)
-    assert plan.decided_by == ("policy" if rules else "")
+    assert plan.decided_by == (reason.removeprefix("by the site's ") if rules else "")
 
 
 @pytest.mark.parametrize(
@@ -149,7 +150,13 @@ def test_every_move_is_in_the_audit_log(ledger: Ledger) -> None:
         ("operator", "plan revoked"),
     ]
     assert {row.plan_id for row in rows} == {plan.plan_id}
-    assert rows[-1].detail == {"run_id": "run-1", "reason": "so be it"}
+    assert rows[-1].detail == {
+        "run_id": "run-1",
+        "dataset": "press",
+        "data_version": 1,
+        "code_hash": installed_code_hash(),
+        "reason": "so be it",
+    }
 
 
 def test_a_plan_expires_after_its_days(ledger: Ledger) -> None:
