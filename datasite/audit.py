@@ -5,7 +5,6 @@ was cut off, or the whole chain written anew, shows against an anchor: the newes
 noted elsewhere. What was appended after the newest anchor is proven by the next one.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,15 +16,14 @@ from typing import Any, Final, Self
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from core.auditchain import EMPTY, FIRST, HASHED, Head, digest, follow
 from core.exceptions import ConfigurationError, SecurityError
 from datasite.ledger import AuditRow, Table, as_written, now
 from datasite.statements import Executes
 
-_FIRST: Final = "0" * 64
 _TABLE = Table.metadata.tables[AuditRow.__tablename__]
 _APPEND = _TABLE.insert()
-_HASHED: Final = ("previous_sha256", "seq", "at", "who", "action", "plan_id", "outcome", "detail")
-_FIELDS: Final = (*_HASHED[1:], "previous_sha256", "sha256")
+_FIELDS: Final = (*HASHED[1:], "previous_sha256", "sha256")
 _NEWEST = select(_TABLE.c.seq, _TABLE.c.sha256).order_by(_TABLE.c.seq.desc()).limit(1)
 
 Written = Mapping[str, Any]
@@ -85,7 +83,7 @@ class Anchor:
 def append(connection: Executes, entry: Entry) -> None:
     """Add `entry` to the log within the caller's write transaction."""
     newest = connection.execute(_NEWEST).first()
-    seq, sha256 = (newest.seq, newest.sha256) if newest else (0, _FIRST)
+    seq, sha256 = (newest.seq, newest.sha256) if newest else (0, FIRST)
     row = {
         "seq": seq + 1,
         "at": now(),
@@ -97,7 +95,7 @@ def append(connection: Executes, entry: Entry) -> None:
         "previous_sha256": sha256,
     }
     # Straight into the table: each round writes a row, and the session's bookkeeping costs more.
-    connection.execute(_APPEND, {**row, "sha256": _digest(row)})
+    connection.execute(_APPEND, {**row, "sha256": digest(row)})
 
 
 def written(session: Session) -> Iterator[Written]:
@@ -129,7 +127,7 @@ def exported(file: Path) -> Iterator[Written]:
         with file.open(encoding="utf-8") as lines:
             for line in lines:
                 row = json.loads(line)
-                if not isinstance(row, dict) or set(row) != set(_FIELDS):
+                if not _is_row(row):
                     raise _unreadable(seq + 1)
                 yield row
                 seq = row["seq"]
@@ -139,10 +137,16 @@ def exported(file: Path) -> Iterator[Written]:
         raise _unreadable(seq + 1) from exc
 
 
+def _is_row(value: object) -> bool:
+    if not isinstance(value, dict) or set(value) != set(_FIELDS):
+        return False
+    return type(value["seq"]) is int  # which True is not
+
+
 def head(session: Session) -> Anchor:
     """Give how far the log goes now, without a look at the rows before."""
     newest = session.execute(_NEWEST).first()
-    return Anchor(newest.seq, newest.sha256) if newest else Anchor(0, _FIRST)
+    return Anchor(newest.seq, newest.sha256) if newest else Anchor(*EMPTY)
 
 
 def verify(rows: Iterable[Written], anchor: Anchor | None = None) -> Anchor:
@@ -152,40 +156,29 @@ def verify(rows: Iterable[Written], anchor: Anchor | None = None) -> Anchor:
         SecurityError: A row was changed, removed, moved or put in; the message names it. Or the
             chain does not lead to `anchor`.
     """
-    last = Anchor(0, _FIRST)
+    last = EMPTY
     is_reached = anchor is None or _is_at(anchor, last)
     for row in rows:
-        _require_next(row, last)
-        last = Anchor(row["seq"], row["sha256"])
+        try:
+            last = follow([row], last)
+        except TypeError as exc:  # bytes, where the log has text
+            raise _unreadable(last[0] + 1) from exc
         is_reached = is_reached or _is_at(anchor, last)
     if anchor is not None and not is_reached:
         raise SecurityError(_missed(anchor, last))
-    return last
+    return Anchor(*last)
 
 
-def _is_at(anchor: Anchor | None, place: Anchor) -> bool:
-    return anchor in {place, Anchor(None, place.sha256)}
+def _is_at(anchor: Anchor | None, place: Head) -> bool:
+    count, sha256 = place
+    return anchor in {Anchor(count, sha256), Anchor(None, sha256)}
 
 
-def _require_next(row: Written, last: Anchor) -> None:
-    expected = (last.count or 0) + 1
-    if row["seq"] != expected:
-        raise SecurityError(f"audit row {expected} is missing: row {row['seq']} comes next")
-    if row["previous_sha256"] != last.sha256:
-        raise SecurityError(f"audit row {expected} does not follow from the row before it")
-    try:
-        digest = _digest(row)
-    except TypeError as exc:  # bytes, where the log has text
-        raise _unreadable(expected) from exc
-    if row["sha256"] != digest:
-        raise SecurityError(f"audit row {expected} was changed after it was written")
-
-
-def _missed(anchor: Anchor, last: Anchor) -> str:
-    if anchor.count is not None and anchor.count > (last.count or 0):
+def _missed(anchor: Anchor, last: Head) -> str:
+    if anchor.count is not None and anchor.count > last[0]:
         return (
-            f"the log ends with row {last.count}, and had {anchor.count} when the anchor was "
-            f"noted: row {(last.count or 0) + 1} and those after it were cut off"
+            f"the log ends with row {last[0]}, and had {anchor.count} when the anchor was noted: "
+            f"row {last[0] + 1} and those after it were cut off"
         )
     missing = "no row has" if anchor.count is None else f"row {anchor.count} does not have"
     return (
@@ -224,11 +217,6 @@ def find(
 def as_json(row: AuditRow) -> Written:
     """Give a row as plain values, all that its hash is made of and the hash itself."""
     return {name: getattr(row, name) for name in _FIELDS}
-
-
-def _digest(row: Written) -> str:
-    text = json.dumps([row[name] for name in _HASHED], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _unreadable(seq: int) -> SecurityError:

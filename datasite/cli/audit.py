@@ -23,6 +23,7 @@ app = typer.Typer(help="Read and check the audit log.", no_args_is_help=True)
 
 _COLUMNS = ("seq", "at (UTC)", "who", "action", "plan", "data", "code", "bytes", "outcome", "more")
 _OWN_COLUMN = frozenset({"dataset", "data_version", "code_hash", "bytes_out"})
+_HASH_DIGITS = 64
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
@@ -156,7 +157,10 @@ def _cells(row: "Written") -> tuple[object, ...]:
 
 
 def _value(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    if isinstance(value, str):
+        is_hash = len(value) == _HASH_DIGITS and " " not in value
+        return value[:12] if is_hash else value
+    return json.dumps(value)
 
 
 @contextmanager
