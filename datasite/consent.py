@@ -74,13 +74,11 @@ class Consent:
         return Grant(plan=plan, dataset=dataset, request=request)
 
     def begin(self, grant: Grant) -> None:
-        """Do nothing when the request's turn has come and there is still leave.
+        """Do nothing when the plan has room for the request, whose turn has come.
 
         Raises:
-            PlanError: The plan was revoked or expired meanwhile, or is used up, or the run has
-                another preprocessing.
+            PlanError: The plan is used up, or the run has another preprocessing.
         """
-        self.require_standing(grant)
         if grant.request["kind"] != "statistics":
             sha256 = self._usage.require_left(grant.plan, grant.request)
             grant.facts["preprocessing"] = sha256

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from loguru import logger
-from pydantic import BaseModel, ConfigDict
 
 from core import wire
 from core.codehash import installed_code_hash
@@ -27,16 +26,10 @@ from core.exceptions import (
 )
 from core.interfaces import DataSiteInterface, ModelInterface
 from core.messages import (
-    AlgorithmSpec,
-    Count,
     DatasetDescription,
     Message,
-    ModelSpec,
-    Positive,
-    Preprocessing,
     SiteDescription,
     SplitSettings,
-    TrainingSettings,
     TrainRequest,
 )
 from core.models import available_models
@@ -49,6 +42,7 @@ from datasite.configuration import SiteConfig
 from datasite.consent import Consent, Grant, WorkRequest, facts_of
 from datasite.failures import as_failure
 from datasite.ledger import Ledger
+from datasite.local_training import LocalTraining
 from datasite.offers import require_known, require_offered
 from datasite.plans import Plan, Plans
 from datasite.records import OPERATOR, Records
@@ -59,22 +53,6 @@ from datasite.states import NOTHING, States
 from datasite.trainer import Trainer, TrainerProcess, Watch
 from datasite.training.objectives import available_algorithms
 from datasite.training.work import Assignment, Done, Job
-
-
-class LocalTraining(BaseModel):
-    """What `FactoryDataSite.train_local_model` takes: a round of the site's own training."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    dataset: str
-    split: SplitSettings
-    round_num: Count = 0
-    seed: Count = 0
-    model: ModelSpec
-    algorithm: AlgorithmSpec
-    training: TrainingSettings
-    preprocessing: Preprocessing
-    deadline_s: Positive = 3600.0
 
 
 def _own_process(config: SiteConfig) -> Trainer:
@@ -150,18 +128,7 @@ class FactoryDataSite(DataSiteInterface):
         """
         local = parse(training_config, LocalTraining, source="training_config")
         dataset = self.registry.find(local.dataset)
-        request = TrainRequest(
-            kind="train",
-            plan_id="",
-            round_num=local.round_num,
-            seed=local.seed,
-            model=local.model,
-            algorithm=local.algorithm,
-            training=local.training,
-            preprocessing=local.preprocessing,
-            deadline_s=local.deadline_s,
-            parameters=global_model.get_parameters(),
-        )
+        request = local.request(global_model.get_parameters())
         with self._turn(local.deadline_s):
             job = self._job(dataset, local.split)
             assignment = Assignment(job, wire.encode(request))
@@ -238,7 +205,9 @@ class FactoryDataSite(DataSiteInterface):
         """Work on a request, or give the stored reply when this very one was answered before."""
         grant = self._consent.grant(message, caller)
         job = self._job(grant.dataset, grant.plan.proposal["split"])
-        with self._turn(self._allowed_s(message)):
+        with self._turn(self._allowed_s(message)) as has_waited:
+            if has_waited:
+                self._consent.require_standing(grant)
             self._consent.begin(grant)
             if message["kind"] == "train":
                 return self._train(grant, job, message, request, caller)
@@ -293,20 +262,24 @@ class FactoryDataSite(DataSiteInterface):
         return most_s if message["kind"] == "statistics" else min(most_s, message["deadline_s"])
 
     @contextmanager
-    def _turn(self, deadline_s: float) -> Iterator[None]:
+    def _turn(self, deadline_s: float) -> Iterator[bool]:
         """Have the trainer to oneself: a site does one piece of work at a time.
+
+        Returns:
+            Whether it had to be waited for.
 
         Raises:
             SiteBusyError: Another request had it for all of `deadline_s`.
         """
-        if not self._working.acquire(timeout=deadline_s):
+        is_free = self._working.acquire(blocking=False)
+        if not is_free and not self._working.acquire(timeout=deadline_s):
             raise SiteBusyError(
                 f"{self.config.site_id}: busy with another request for {deadline_s:g} s; "
                 "try again later",
                 site_id=self.config.site_id,
             )
         try:
-            yield
+            yield not is_free
         finally:
             self._working.release()
 
