@@ -277,6 +277,8 @@ class Plans:
 
     def _persons(self, session: Session, row: PlanRow, by: str) -> list[str]:
         """Count `by`'s approval, once; everybody whose approval is counted, in order."""
+        if self._approvers and by not in self._approvers:
+            raise PlanError(f"{self._site_id}: {by} is no approver", site_id=self._site_id)
         query = select(ApprovalRow.who).where(ApprovalRow.plan_id == row.plan_id)
         counted = session.scalars(query.order_by(ApprovalRow.at))
         persons = [who for who in counted if not self._approvers or who in self._approvers]

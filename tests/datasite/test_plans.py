@@ -227,6 +227,14 @@ def test_a_person_does_not_approve_twice(ledger: Ledger) -> None:
     assert plans.find(plan.plan_id).status is WAITING
 
 
+def test_who_is_no_approver_does_not_approve(ledger: Ledger) -> None:
+    """Not even the operator, where others are named."""
+    plans = by_two(ledger, "anna", "bert")
+    plan = propose(plans)
+    with pytest.raises(PlanError, match="factory-1: operator is no approver"):
+        plans.decide(plan.plan_id, APPROVED, reason="good", by="operator")
+
+
 def test_who_is_no_approver_any_more_does_not_count(ledger: Ledger) -> None:
     """Anna left before the second approval: two of those who are there must have approved."""
     plan = propose(by_two(ledger, "anna", "bert"))
