@@ -305,8 +305,8 @@ def test_the_usage_of_a_plan_survives_a_restart(
     assert ask(opened, train_request(other, round_num=1))["kind"] == "update"
 
 
-def test_only_what_was_answered_counts(site: FactoryDataSite, trainer: Hooked) -> None:
-    """A stored reply given again, and work that failed, use nothing up and settle nothing."""
+def test_only_what_was_answered_counts(open_site: OpenSite, site: FactoryDataSite) -> None:
+    """Work that failed, and a stored reply given again, use nothing up and settle nothing."""
     plan_id = planned(site)
     wrong = {"mean": [0.0], "scale": [1.0], "positive_weight": 1.0}
     for _ in range(3 * TIMES + 1):
@@ -314,6 +314,8 @@ def test_only_what_was_answered_counts(site: FactoryDataSite, trainer: Hooked) -
     for _ in range(3 * TIMES + 1):
         assert ask(site, train_request(plan_id))["kind"] == "update"
     assert ask(site, train_request(plan_id, round_num=1))["kind"] == "update"
+    site.close()  # from now on it is what the log tells
+    assert ask(open_site(), train_request(plan_id, round_num=2))["kind"] == "update"
 
 
 CHANGED_CODE = """
