@@ -133,7 +133,13 @@ class FactoryDataSite(DataSiteInterface):
             job = self._job(dataset, local.split)
             assignment = Assignment(job, wire.encode(request))
             reply, done = self._perform(assignment, request, _unwatched)
-        self._audit(OPERATOR, "train locally", None, reply, {"dataset": dataset.name})
+        facts = {
+            "dataset": dataset.name,
+            "data_version": dataset.version,
+            "code_hash": installed_code_hash(),
+            "bytes_out": 0,
+        }
+        self._audit(OPERATOR, "train locally", None, reply, facts)
         if reply["kind"] == "failure":
             raise DataSiteError(reply["message"], site_id=self.config.site_id)
         return cast("dict[str, Any]", wire.decode(done.reply))
@@ -208,9 +214,9 @@ class FactoryDataSite(DataSiteInterface):
         with self._turn(self._allowed_s(message)) as has_waited:
             if has_waited:
                 self._consent.require_standing(grant)
-            self._consent.begin(grant)
             if message["kind"] == "train":
                 return self._train(grant, job, message, request, caller)
+            self._consent.begin(grant)
             watch = partial(self._consent.require_standing, grant)
             reply, done = self._perform(Assignment(job, request), message, watch)
             with self._consent.conclude(grant, reply) as connection:
@@ -225,6 +231,7 @@ class FactoryDataSite(DataSiteInterface):
         stored = self._replies.find(answers)
         if stored is not None:
             return stored
+        self._consent.begin(grant)
         state = self._state(grant.plan, message)
         watch = partial(self._consent.require_standing, grant)
         reply, done = self._perform(Assignment(job, request, state), message, watch)

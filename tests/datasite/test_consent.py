@@ -21,6 +21,8 @@ from sites import (
     MODEL,
     PREPROCESSING,
     RESEARCHER,
+    SCHEMA,
+    SPLIT,
     TRAINING,
     ask,
     encoded,
@@ -37,7 +39,9 @@ from sqlalchemy import func, select
 from core import exceptions
 from core.codehash import installed_code_hash
 from core.exceptions import SecurityError
+from core.models import create_model
 from core.plans import PlanStatus
+from core.schema import DataSchema
 from datasite.ledger import AuditRow, PlanRow, ReplyRow, StateRow, now
 from datasite.site import FactoryDataSite
 from datasite.trainer import InlineTrainer, TrainerProcess, Watch
@@ -273,6 +277,23 @@ def test_all_work_is_on_the_log_with_its_data_code_and_bytes(
     assert (row.detail["code_hash"], row.detail["bytes_out"]) == (installed_code_hash(), len(reply))
 
 
+def test_the_sites_own_training_is_on_the_log_too(site: FactoryDataSite) -> None:
+    """Under no plan, by the operator; nothing goes out."""
+    request = train_request("")
+    fields = ("model", "algorithm", "training", "preprocessing")
+    settings = {"dataset": "press", "split": SPLIT, **{name: request[name] for name in fields}}
+    schema = DataSchema.model_validate(SCHEMA)
+    site.train_local_model(create_model("cnn", schema, channels=2, blocks=1), settings)
+    row = log(site)[-1]
+    assert (row.who, row.action, row.plan_id) == ("operator", "train locally", None)
+    assert row.detail == {
+        "dataset": "press",
+        "data_version": 1,
+        "code_hash": installed_code_hash(),
+        "bytes_out": 0,
+    }
+
+
 def test_data_that_are_as_before_again_are_trained_on(site: FactoryDataSite) -> None:
     """A copy that was put back, or that was only touched, is what was registered."""
     plan_id = planned(site)
@@ -303,6 +324,16 @@ def test_the_usage_of_a_plan_survives_a_restart(
     changed = train_request(other, round_num=1, preprocessing=OTHER_SCALE)
     assert "another preprocessing" in error_of(ask(opened, changed))[1]
     assert ask(opened, train_request(other, round_num=1))["kind"] == "update"
+
+
+def test_a_plan_that_is_used_up_still_gives_its_stored_replies(site: FactoryDataSite) -> None:
+    """The last answer that was allowed may have been lost on its way, and is asked for again."""
+    plan_id = planned(site)
+    last = encoded(train_request(plan_id, round_num=2))
+    first = site.handle(last, RESEARCHER)
+    use_up(site, plan_id)
+    assert site.handle(last, RESEARCHER) == first
+    assert "is used up" in error_of(ask(site, train_request(plan_id, round_num=1)))[1]
 
 
 def test_only_what_was_answered_counts(open_site: OpenSite, site: FactoryDataSite) -> None:
