@@ -8,12 +8,16 @@ from typing import Annotated, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, EmailStr, Field, SecretStr, model_validator
 
 from core.configuration import load_yaml
+from core.enums import PrivacyLevel
 from core.exceptions import ConfigurationError
+from datasite.approvers import SCRYPT_FORM
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+
+_TAKEN_NAMES = frozenset({"operator", "policy"})
 
 SiteId = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 
@@ -77,6 +81,7 @@ class Decision(Enum):
 
     APPROVE = "approve"
     DENY = "deny"
+    ASK = "ask"
 
 
 class Rule(_Strict):
@@ -84,21 +89,51 @@ class Rule(_Strict):
 
     Attributes:
         name: Written into the audit log with the decision.
+        decision: `ask` leaves the plan to the operator, whatever later rules would do.
         researcher: The e-mail of the account that proposes.
         dataset: The dataset's name.
+        model: The model's type.
+        algorithm: The algorithm's name.
+        min_privacy_level: The least that is done to updates; `datasite.policy` has the order.
         max_rounds: The most rounds that the plan may have.
+        min_rows: The fewest rows that the dataset may have.
+        bypasses_approvals: Said by a rule that approves where several persons must otherwise.
     """
 
     name: str = Field(min_length=1)
     decision: Decision
     researcher: EmailStr | None = None
     dataset: str | None = None
+    model: str | None = None
+    algorithm: str | None = None
+    min_privacy_level: PrivacyLevel | None = None
     max_rounds: int | None = Field(default=None, ge=1)
+    min_rows: int | None = Field(default=None, ge=1)
+    bypasses_approvals: bool = False
 
     @model_validator(mode="after")
     def _has_a_condition(self) -> Self:
         if self.decision is Decision.APPROVE and self.researcher is None:
             message = f"rule {self.name!r} would approve anybody's plans: name a `researcher`"
+            raise ValueError(message)
+        return self
+
+
+class Approver(_Strict):
+    """A person whose approval counts.
+
+    Attributes:
+        name: Stands in the audit log for who approved.
+        password_hash: As `datasite plans approver` prints it; the password is that person's own.
+    """
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9._-]{0,63}$")
+    password_hash: Annotated[str, Field(pattern=SCRYPT_FORM), Field(repr=False)]
+
+    @model_validator(mode="after")
+    def _is_no_other(self) -> Self:
+        if self.name in _TAKEN_NAMES:
+            message = f"{self.name!r} stands for somebody else in the audit log; choose another"
             raise ValueError(message)
         return self
 
@@ -125,6 +160,8 @@ class SiteConfig(_Strict):
         policy: Rules tried in order; the first that fits decides. Without one that fits, a plan
             waits for the operator.
         plan_days: Days until an approved plan expires.
+        approvals: How many persons must approve a plan that no rule decides.
+        approvers: Who they are. Where there are some, nobody else approves.
     """
 
     site_id: SiteId
@@ -134,6 +171,8 @@ class SiteConfig(_Strict):
     researchers: tuple[Researcher, ...] = ()
     policy: tuple[Rule, ...] = ()
     plan_days: int = Field(default=30, ge=1, le=3650)
+    approvals: int = Field(default=1, ge=1, le=9)
+    approvers: tuple[Approver, ...] = ()
     training: Training = Training()
 
     @model_validator(mode="after")
@@ -143,6 +182,38 @@ class SiteConfig(_Strict):
         if repeated:
             message = f"`operator` and `researchers` name more than once: {', '.join(repeated)}"
             raise ValueError(message)
+        return self
+
+    @model_validator(mode="after")
+    def _enough_approvers(self) -> Self:
+        names = {approver.name for approver in self.approvers}
+        hashes = {approver.password_hash for approver in self.approvers}
+        if min(len(names), len(hashes)) < len(self.approvers):
+            message = "`approvers` names a person twice, or two with one password hash"
+            raise ValueError(message)
+        if self.approvals > max(1, len(names)):
+            message = (
+                f"`approvals: {self.approvals}` needs at least {self.approvals} `approvers`; "
+                "'datasite plans approver NAME' makes the entry of one"
+            )
+            raise ValueError(message)
+        return self
+
+    @model_validator(mode="after")
+    def _rules_say_what_they_do(self) -> Self:
+        names = [rule.name for rule in self.policy]
+        for index, rule in enumerate(self.policy):
+            if rule.name in names[:index]:
+                message = f"policy[{index}]: another rule is named {rule.name!r} already"
+                raise ValueError(message)
+            alone = rule.decision is Decision.APPROVE and not rule.bypasses_approvals
+            if self.approvals > 1 and alone:
+                message = (
+                    f"policy[{index}]: rule {rule.name!r} would approve without the "
+                    f"{self.approvals} persons that `approvals` asks for; take it out, or say "
+                    "`bypasses_approvals: true` in it"
+                )
+                raise ValueError(message)
         return self
 
 

@@ -8,6 +8,7 @@ without its audit row.
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -70,6 +71,16 @@ class PlanRow(Table):
     expires_at: Mapped[str]
 
 
+class ApprovalRow(Table):
+    """That a person approved a plan, which several must."""
+
+    __tablename__ = "approvals"
+
+    plan_id: Mapped[str] = mapped_column(ForeignKey("plans.plan_id"), primary_key=True)
+    who: Mapped[str] = mapped_column(primary_key=True)
+    at: Mapped[str]
+
+
 class ReplyRow(Table):
     """What answered a request, so that asking again neither trains nor spends again.
 
@@ -120,6 +131,21 @@ class AuditRow(Table):
     sha256: Mapped[str]
 
 
+_APPEND_ONLY: Final = [
+    f"""CREATE TRIGGER IF NOT EXISTS audit_no_{change.lower()}
+    BEFORE {change} ON audit {when}
+    BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END"""
+    for change, when in (
+        ("UPDATE", ""),
+        ("DELETE", ""),
+        # Without it, INSERT OR REPLACE would delete a row and fire no trigger for that.
+        ("INSERT", "WHEN EXISTS (SELECT 1 FROM audit WHERE seq = NEW.seq)"),
+    )
+]
+"""A guard rail against mistakes, which whoever may write the file can take down. The proof that the
+log is whole is its chain (see `audit`)."""
+
+
 class Ledger:
     """The open ledger file of one site.
 
@@ -142,8 +168,10 @@ class Ledger:
         event.listen(self._engine, "begin", _begin)
         self._writing = self._engine.execution_options(begin="BEGIN IMMEDIATE")
         self._reader, self._writer = _Driver(path), _Driver(path)
-        with self._translated():
-            Table.metadata.create_all(self._writing)
+        with self._translated(), self._writing.begin() as connection:
+            Table.metadata.create_all(connection)
+            for trigger in _APPEND_ONLY:
+                connection.exec_driver_sql(trigger)
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -231,14 +259,33 @@ class _Driver:
 
 def now() -> str:
     """Give the time in UTC, as the ledger writes it."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+    return as_written(datetime.now(UTC))
+
+
+def as_written(time: datetime) -> str:
+    """Give a time as the ledger writes it; what is written so sorts by time."""
+    return time.astimezone(UTC).isoformat(timespec="milliseconds")
 
 
 def _configure(connection: Any, _record: Any) -> None:  # noqa: ANN401 - SQLAlchemy's hook
     connection.isolation_level = None  # transactions begin where `_begin` says
-    connection.execute("PRAGMA journal_mode=WAL")
+    _write_ahead(connection)
     connection.execute("PRAGMA synchronous=FULL")  # a reply that left the site survives a power cut
     connection.execute("PRAGMA foreign_keys=ON")
+
+
+def _write_ahead(connection: Any) -> None:  # noqa: ANN401 - as above
+    end = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as exc:
+            # Two processes make a new file at once: SQLite waits for every lock but this one.
+            if exc.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def _begin(connection: Any) -> None:  # noqa: ANN401 - SQLAlchemy's hook

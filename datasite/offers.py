@@ -1,9 +1,12 @@
 """What every site with this release offers, whatever its data."""
 
+from collections.abc import Sequence
+
 from core.enums import PrivacyLevel
-from core.exceptions import PlanError
+from core.exceptions import ConfigurationError, PlanError
 from core.messages import PlanProposal
 from core.models import available_models
+from datasite.configuration import Rule
 from datasite.training.objectives import available_algorithms
 
 
@@ -25,3 +28,22 @@ def require_offered(proposal: PlanProposal, *, site_id: str) -> None:
                 f"offered: {', '.join(offered)}",
                 site_id=site_id,
             )
+
+
+def require_known(policy: Sequence[Rule]) -> None:
+    """Do nothing when the rules name models and algorithms that there are.
+
+    A rule with a slip in a name would never fit, and the next one would decide.
+
+    Raises:
+        ConfigurationError: With every name that there is not, and where it stands in site.yaml.
+    """
+    offered = {"model": available_models(), "algorithm": available_algorithms()}
+    mistakes = [
+        f"policy[{index}].{what}: {name!r} is not offered here; offered: {', '.join(names)}"
+        for index, rule in enumerate(policy)
+        for what, names in offered.items()
+        if (name := getattr(rule, what)) is not None and name not in names
+    ]
+    if mistakes:
+        raise ConfigurationError("\n".join(mistakes))

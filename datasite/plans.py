@@ -4,7 +4,7 @@
            `-> DENIED
 
 Every request names its plan; the plan's researcher, code, dataset and settings must match, and it
-must be approved and not expired at that moment.
+must be approved and not expired at that moment, and until what was asked for is done and kept.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import bindparam, select
 
-from core.codehash import installed_code_hash
 from core.exceptions import PlanError
 from core.plans import PlanStatus
 from datasite import audit
+from datasite.bounds import excess_of, plan_refusal, require_installed_code
 from datasite.configuration import Decision
-from datasite.ledger import PlanRow, now
+from datasite.ledger import ApprovalRow, PlanRow, now
+from datasite.policy import Asked, deciding_rule
 
 if TYPE_CHECKING:  # at run time they would bring PyTorch with them, which a command can do without
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from sqlalchemy import Row
     from sqlalchemy.orm import Session
@@ -34,6 +35,7 @@ if TYPE_CHECKING:  # at run time they would bring PyTorch with them, which a com
     from datasite.caller import Caller
     from datasite.configuration import Rule
     from datasite.ledger import Ledger
+    from datasite.statements import Executes
 
 _MOVES = {
     PlanStatus.APPROVED: PlanStatus.WAITING,
@@ -59,7 +61,7 @@ class Plan:
     @property
     def is_expired(self) -> bool:
         """Whether its time is over."""
-        return datetime.fromisoformat(self.expires_at) <= datetime.now(UTC)
+        return _is_past(self.expires_at)
 
     def decision(self) -> PlanDecision:
         """Give what the researcher is told."""
@@ -78,19 +80,35 @@ class Plans:
         ledger: Where they are kept.
         policy: Rules that decide new plans, in order.
         plan_days: Days until a plan expires.
+        approvals: How many persons must approve a plan that no rule decides.
+        approvers: Whose approvals count; empty for anybody's.
         site_id: Named in errors.
     """
 
     def __init__(
-        self, ledger: Ledger, *, policy: Sequence[Rule], plan_days: int, site_id: str
+        self,
+        ledger: Ledger,
+        *,
+        policy: Sequence[Rule],
+        plan_days: int,
+        approvals: int = 1,
+        approvers: Collection[str] = (),
+        site_id: str,
     ) -> None:
         self._ledger = ledger
         self._policy = policy
+        self._approvals = approvals
+        self._approvers = approvers
         self._lifetime = timedelta(days=plan_days)
         self._site_id = site_id
 
-    def propose(self, proposal: PlanProposal, caller: Caller) -> Plan:
+    def propose(self, proposal: PlanProposal, caller: Caller, *, rows: int) -> Plan:
         """Record the proposal and let the rules decide; the same proposal again is the same plan.
+
+        Args:
+            proposal: What is asked.
+            caller: Who asks.
+            rows: How many rows the dataset has that the proposal names.
 
         Raises:
             PlanError: It is bound to other code than is installed here.
@@ -113,7 +131,7 @@ class Plans:
                 session.add(row)
                 session.flush()
                 self._audit(session, row, who=caller.email, action="plan proposed")
-                self._apply_policy(session, row)
+                self._apply_policy(session, row, Asked(proposal, caller.email, rows))
             return _as_plan(row)
 
     def find(self, plan_id: str) -> Plan:
@@ -148,8 +166,12 @@ class Plans:
     def decide(self, plan_id: str, status: PlanStatus, *, reason: str, by: str) -> Plan:
         """Move a plan to `status`; what is not a move of the drawing above is refused.
 
+        Where several persons must approve, an approval is counted, and the last one moves the plan.
+        To deny or to revoke takes one: to stop must be easy.
+
         Raises:
-            PlanError: Unknown plan, or no such move from where it stands.
+            PlanError: Unknown plan, no such move from where it stands, or the same person approves
+                it again.
         """
         found = self.find(plan_id)
         with self._ledger.write() as session:
@@ -162,7 +184,16 @@ class Plans:
                     f"{status.name}; {only}",
                     site_id=self._site_id,
                 )
-            self._move(session, row, status, reason=reason, by=by)
+            persons = self._persons(session, row, by) if status is PlanStatus.APPROVED else [by]
+            missing = self._approvals - len(persons)
+            if status is PlanStatus.APPROVED and missing > 0:
+                row.reason = (
+                    f"approved by {', '.join(persons)}; waits for {missing} more to approve"
+                )
+                self._audit(session, row, who=by, action="plan approval counted")
+            else:
+                decided_by = ", ".join(persons)
+                self._move(session, row, status, reason=reason, by=decided_by, who=by)
             return _as_plan(row)
 
     def query(self, plan_id: str, caller: Caller) -> Plan:
@@ -171,13 +202,18 @@ class Plans:
         Raises:
             PlanError: Unknown, or somebody else's (the same text for both).
         """
-        row = next(iter(self._ledger.rows(_BY_ID, plan_id=plan_id)), None)
-        if row is None or row.researcher != caller.email:
+        plan = self.own(plan_id, caller)
+        if plan is None:
             raise PlanError(
                 f"{self._site_id}: {caller.email} has proposed no plan {plan_id[:12]!r} here",
                 site_id=self._site_id,
             )
-        return _as_plan(row)
+        return plan
+
+    def own(self, plan_id: str, caller: Caller) -> Plan | None:
+        """Give the caller's own plan, if there is one of this id."""
+        row = next(iter(self._ledger.rows(_BY_ID, plan_id=plan_id)), None)
+        return None if row is None or row.researcher != caller.email else _as_plan(row)
 
     def require_approved(self, plan_id: str, caller: Caller) -> Plan:
         """Give the caller's plan when it may be acted on now.
@@ -186,12 +222,36 @@ class Plans:
             PlanError: It is not the caller's, not approved, expired, or bound to other code.
         """
         plan = self.query(plan_id, caller)
-        if plan.status is not PlanStatus.APPROVED:
-            raise self._refusal(plan, f"is {plan.status.name} ({plan.reason})")
-        if plan.is_expired:
-            raise self._refusal(plan, f"expired at {plan.expires_at}")
+        self._require_standing(plan_id, plan)
         require_installed_code(plan.proposal["code_hash"], site_id=self._site_id)
         return plan
+
+    def require_standing(self, plan_id: str, connection: Executes | None = None) -> None:
+        """Do nothing while a plan is approved and its time not over.
+
+        Args:
+            plan_id: Whole.
+            connection: The transaction that depends on it; nobody decides otherwise until its end.
+
+        Raises:
+            PlanError: It was revoked, or it expired.
+        """
+        values = {"plan_id": plan_id}
+        rows = (
+            self._ledger.rows(_STANDING, **values)
+            if connection is None
+            else connection.execute(_STANDING, values).all()
+        )
+        if not rows:
+            raise plan_refusal(self._site_id, plan_id, "is not here")
+        self._require_standing(plan_id, rows[0])
+
+    def _require_standing(self, plan_id: str, plan: Plan | Row[Any]) -> None:
+        status = plan.status if isinstance(plan, Plan) else PlanStatus[plan.status]
+        if status is not PlanStatus.APPROVED:
+            raise plan_refusal(self._site_id, plan_id, f"is {status.name} ({plan.reason})")
+        if _is_past(plan.expires_at):
+            raise plan_refusal(self._site_id, plan_id, f"expired at {plan.expires_at}")
 
     def require_covers(self, plan: Plan, request: TrainRequest | EvaluateRequest) -> None:
         """Do nothing when `request` stays within what was approved; see `excess_of`.
@@ -200,80 +260,68 @@ class Plans:
             PlanError: Another model, algorithm or setting, or a round too many.
         """
         if excess := excess_of(request, plan.proposal):
-            raise self._refusal(plan, excess)
+            raise plan_refusal(self._site_id, plan.plan_id, excess)
 
-    def _apply_policy(self, session: Session, row: PlanRow) -> None:
-        proposal = _as_plan(row).proposal
-        for rule in self._policy:
-            if _fits(rule, proposal, row.researcher):
-                approved = rule.decision is Decision.APPROVE
-                status = PlanStatus.APPROVED if approved else PlanStatus.DENIED
-                self._move(
-                    session, row, status, reason=f"by the site's rule {rule.name!r}", by="policy"
-                )
-                return
+    def _apply_policy(self, session: Session, row: PlanRow, asked: Asked) -> None:
+        rule = deciding_rule(self._policy, asked)
+        if rule is None:
+            return
+        reason, by = f"by the site's rule {rule.name!r}", f"rule {rule.name!r}"
+        if rule.decision is Decision.ASK:
+            row.reason = f"waits for the operator, {reason}"
+            self._audit(session, row, who="policy", action="plan left to the operator", rule=rule)
+            return
+        approved = rule.decision is Decision.APPROVE
+        status = PlanStatus.APPROVED if approved else PlanStatus.DENIED
+        self._move(session, row, status, reason=reason, by=by, who="policy", rule=rule)
+
+    def _persons(self, session: Session, row: PlanRow, by: str) -> list[str]:
+        """Count `by`'s approval, once; everybody whose approval is counted, in order."""
+        if self._approvers and by not in self._approvers:
+            raise PlanError(f"{self._site_id}: {by} is no approver", site_id=self._site_id)
+        query = select(ApprovalRow.who).where(ApprovalRow.plan_id == row.plan_id)
+        counted = session.scalars(query.order_by(ApprovalRow.at))
+        persons = [who for who in counted if not self._approvers or who in self._approvers]
+        if by not in persons:
+            session.add(ApprovalRow(plan_id=row.plan_id, who=by, at=now()))
+            return [*persons, by]
+        if len(persons) < self._approvals:
+            raise PlanError(
+                f"{self._site_id}: {by} approved plan {row.plan_id[:12]} already; "
+                f"{self._approvals} different persons must",
+                site_id=self._site_id,
+            )
+        return persons
 
     def _move(
-        self, session: Session, row: PlanRow, status: PlanStatus, *, reason: str, by: str
+        self,
+        session: Session,
+        row: PlanRow,
+        status: PlanStatus,
+        *,
+        reason: str,
+        by: str,
+        who: str,
+        rule: Rule | None = None,
     ) -> None:
         row.status, row.reason, row.decided_by, row.decided_at = status.name, reason, by, now()
         if status is PlanStatus.APPROVED:
             row.expires_at = (datetime.now(UTC) + self._lifetime).isoformat()
-        self._audit(session, row, who=by, action=f"plan {status.name.lower()}")
+        self._audit(session, row, who=who, action=f"plan {status.name.lower()}", rule=rule)
 
-    def _audit(self, session: Session, row: PlanRow, *, who: str, action: str) -> None:
-        detail = {"run_id": row.proposal["run_id"], "reason": row.reason}
+    def _audit(
+        self, session: Session, row: PlanRow, *, who: str, action: str, rule: Rule | None = None
+    ) -> None:
+        detail = {
+            "run_id": row.proposal["run_id"],
+            "dataset": row.proposal["dataset"],
+            "data_version": row.proposal["dataset_version"],
+            "code_hash": row.proposal["code_hash"],
+            "reason": row.reason,
+            **({} if rule is None else {"rule": rule.name}),
+        }
         entry = audit.Entry(who=who, action=action, plan_id=row.plan_id, detail=detail)
         audit.append(session.connection(), entry)
-
-    def _refusal(self, plan: Plan, why: str) -> PlanError:
-        return plan_refusal(self._site_id, plan.plan_id, why)
-
-
-def excess_of(request: TrainRequest | EvaluateRequest, agreed: PlanProposal) -> str:
-    """Say in what `request` goes beyond what was agreed; nothing when it stays within.
-
-    The learning rate may be lower than in the plan, for a schedule; all else must be equal.
-    """
-    if request["round_num"] >= agreed["rounds"]:
-        return f"covers rounds 0 to {agreed['rounds'] - 1}, not {request['round_num']}"
-    if request["model"] != agreed["model"]:
-        return "was approved for another model"
-    if request.get("compression") != agreed.get("compression"):
-        return (
-            f"was approved for compression {agreed.get('compression', 'none')!r}, "
-            f"not {request.get('compression', 'none')!r}"
-        )
-    return "" if request["kind"] == "evaluate" else _excess_of_training(request, agreed)
-
-
-def _excess_of_training(request: TrainRequest, agreed: PlanProposal) -> str:
-    if request["algorithm"] != agreed["algorithm"]:
-        return "was approved for another algorithm"
-    asked, allowed = request["training"], agreed["training"]
-    highest = allowed["learning_rate"]
-    if asked["learning_rate"] > highest or {**asked, "learning_rate": highest} != allowed:
-        return "was approved for other training settings"
-    return ""
-
-
-def plan_refusal(site_id: str, plan_id: str, why: str) -> PlanError:
-    """Give the error of a request that the plan does not allow; `why` goes on after its name."""
-    return PlanError(f"{site_id}: plan {plan_id[:12]} {why}", site_id=site_id)
-
-
-def require_installed_code(code_hash: str, *, site_id: str) -> None:
-    """Do nothing when a plan is bound to the training code that is installed here.
-
-    Raises:
-        PlanError: It is bound to other code.
-    """
-    if code_hash != installed_code_hash():
-        raise PlanError(
-            f"{site_id}: the plan is bound to training code {code_hash[:12]}, installed "
-            f"is {installed_code_hash()[:12]}; start a new run to propose a new plan",
-            site_id=site_id,
-        )
 
 
 def plan_id_of(proposal: PlanProposal, researcher: str) -> str:
@@ -282,15 +330,14 @@ def plan_id_of(proposal: PlanProposal, researcher: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _fits(rule: Rule, proposal: PlanProposal, researcher: str) -> bool:
-    return (
-        rule.researcher in {None, researcher}
-        and rule.dataset in {None, proposal["dataset"]}
-        and (rule.max_rounds is None or proposal["rounds"] <= rule.max_rounds)
-    )
+def _is_past(time: str) -> bool:
+    return datetime.fromisoformat(time) <= datetime.now(UTC)
 
 
 _BY_ID = select(*PlanRow.__table__.columns).where(PlanRow.plan_id == bindparam("plan_id"))
+_STANDING = select(
+    PlanRow.__table__.c.status, PlanRow.__table__.c.reason, PlanRow.__table__.c.expires_at
+).where(PlanRow.plan_id == bindparam("plan_id"))
 
 
 def _as_plan(row: PlanRow | Row[Any]) -> Plan:

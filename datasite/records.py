@@ -42,6 +42,8 @@ class Records:
                 ledger,
                 policy=config.policy,
                 plan_days=config.plan_days,
+                approvals=config.approvals,
+                approvers=[approver.name for approver in config.approvers],
                 site_id=config.site_id,
             ),
         )

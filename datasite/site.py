@@ -8,11 +8,11 @@ It knows nothing of PySyft: `datasite.serving` carries the bytes and says who ca
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from loguru import logger
-from pydantic import BaseModel, ConfigDict
 
 from core import wire
 from core.codehash import installed_code_hash
@@ -26,18 +26,10 @@ from core.exceptions import (
 )
 from core.interfaces import DataSiteInterface, ModelInterface
 from core.messages import (
-    AlgorithmSpec,
-    Count,
     DatasetDescription,
-    EvaluateRequest,
     Message,
-    ModelSpec,
-    Positive,
-    Preprocessing,
     SiteDescription,
     SplitSettings,
-    StatisticsRequest,
-    TrainingSettings,
     TrainRequest,
 )
 from core.models import available_models
@@ -47,36 +39,20 @@ from core.wire import Parcel
 from datasite import audit
 from datasite.caller import Caller
 from datasite.configuration import SiteConfig
+from datasite.consent import Consent, Grant, WorkRequest, facts_of
 from datasite.failures import as_failure
 from datasite.ledger import Ledger
-from datasite.offers import require_offered
+from datasite.local_training import LocalTraining
+from datasite.offers import require_known, require_offered
 from datasite.plans import Plan, Plans
 from datasite.records import OPERATOR, Records
 from datasite.registry import Dataset, Registry
 from datasite.release import released
 from datasite.replies import Answers, Replies
 from datasite.states import NOTHING, States
-from datasite.trainer import Trainer, TrainerProcess
+from datasite.trainer import Trainer, TrainerProcess, Watch
 from datasite.training.objectives import available_algorithms
 from datasite.training.work import Assignment, Done, Job
-
-WorkRequest = TrainRequest | EvaluateRequest | StatisticsRequest
-
-
-class LocalTraining(BaseModel):
-    """What `FactoryDataSite.train_local_model` takes: a round of the site's own training."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    dataset: str
-    split: SplitSettings
-    round_num: Count = 0
-    seed: Count = 0
-    model: ModelSpec
-    algorithm: AlgorithmSpec
-    training: TrainingSettings
-    preprocessing: Preprocessing
-    deadline_s: Positive = 3600.0
 
 
 def _own_process(config: SiteConfig) -> Trainer:
@@ -108,10 +84,12 @@ class FactoryDataSite(DataSiteInterface):
     def open(self, config: SiteConfig) -> None:
         """Open the kept records and start the trainer."""
         self.close()
+        require_known(config.policy)
         self.config = config
         records = Records.open(config)
         self._opened.callback(records.ledger.close)
         self.ledger, self.registry, self.plans = records.ledger, records.registry, records.plans
+        self._consent = Consent(records)
         self._replies = Replies(self.ledger, config.state / "replies", site_id=config.site_id)
         self._states = States(self.ledger, site_id=config.site_id)
         self._trainer = self._start_trainer(config)
@@ -150,22 +128,18 @@ class FactoryDataSite(DataSiteInterface):
         """
         local = parse(training_config, LocalTraining, source="training_config")
         dataset = self.registry.find(local.dataset)
-        request = TrainRequest(
-            kind="train",
-            plan_id="",
-            round_num=local.round_num,
-            seed=local.seed,
-            model=local.model,
-            algorithm=local.algorithm,
-            training=local.training,
-            preprocessing=local.preprocessing,
-            deadline_s=local.deadline_s,
-            parameters=global_model.get_parameters(),
-        )
+        request = local.request(global_model.get_parameters())
         with self._turn(local.deadline_s):
             job = self._job(dataset, local.split)
-            reply, done = self._perform(Assignment(job, wire.encode(request)), request)
-        self._audit(OPERATOR, "train locally", None, reply, {"dataset": dataset.name})
+            assignment = Assignment(job, wire.encode(request))
+            reply, done = self._perform(assignment, request, _unwatched)
+        facts = {
+            "dataset": dataset.name,
+            "data_version": dataset.version,
+            "code_hash": installed_code_hash(),
+            "bytes_out": 0,
+        }
+        self._audit(OPERATOR, "train locally", None, reply, facts)
         if reply["kind"] == "failure":
             raise DataSiteError(reply["message"], site_id=self.config.site_id)
         return cast("dict[str, Any]", wire.decode(done.reply))
@@ -205,7 +179,7 @@ class FactoryDataSite(DataSiteInterface):
         try:
             message = wire.peek(request)
         except FederatedLearningError as exc:
-            return self._refuse(caller, "unreadable request", None, exc)
+            return self._refuse(caller, None, exc)
         try:
             return self._answer(message, request, caller)
         except FederatedLearningError as exc:
@@ -215,17 +189,17 @@ class FactoryDataSite(DataSiteInterface):
             error = DataSiteError(
                 f"{self.config.site_id}: failed with {type(exc).__name__}; its log says why"
             )
-        plan_id = cast("dict[str, str]", message).get("plan_id")
-        return self._refuse(caller, message["kind"], plan_id, error)
+        return self._refuse(caller, message, error)
 
     def _answer(self, message: Message, request: Parcel, caller: Caller) -> Parcel:
         match message["kind"]:
             case "describe":
                 return wire.encode(self.describe())
             case "propose":
-                self.registry.find(message["dataset"], message["dataset_version"])
+                dataset = self.registry.find(message["dataset"], message["dataset_version"])
                 require_offered(message, site_id=self.config.site_id)
-                return wire.encode(self.plans.propose(message, caller).decision())
+                plan = self.plans.propose(message, caller, rows=dataset.rows)
+                return wire.encode(plan.decision())
             case "plan_status":
                 return wire.encode(self.plans.query(message["plan_id"], caller).decision())
             case "train" | "evaluate" | "statistics":
@@ -234,43 +208,42 @@ class FactoryDataSite(DataSiteInterface):
                 raise DataSiteError(f"{self.config.site_id}: a {kind!r} message is no request")
 
     def _work(self, message: WorkRequest, request: Parcel, caller: Caller) -> Parcel:
-        plan = self.plans.require_approved(message["plan_id"], caller)
-        if message["kind"] != "statistics":
-            self.plans.require_covers(plan, message)
-        agreed = plan.proposal
-        dataset = self.registry.find(agreed["dataset"], agreed["dataset_version"])
-        job = self._job(dataset, agreed["split"])
-        if message["kind"] == "train":
-            return self._train(plan, job, message, request, caller)
-        with self._turn(self._allowed_s(message)):
-            reply, done = self._perform(Assignment(job, request), message)
-        self._audit(caller.email, message["kind"], plan.plan_id, reply, _facts(message))
+        """Work on a request, or give the stored reply when this very one was answered before."""
+        grant = self._consent.grant(message, caller)
+        job = self._job(grant.dataset, grant.plan.proposal["split"])
+        with self._turn(self._allowed_s(message)) as has_waited:
+            if has_waited:
+                self._consent.require_standing(grant)
+            if message["kind"] == "train":
+                return self._train(grant, job, message, request, caller)
+            self._consent.begin(grant)
+            watch = partial(self._consent.require_standing, grant)
+            reply, done = self._perform(Assignment(job, request), message, watch)
+            with self._consent.conclude(grant, reply) as connection:
+                audit.append(connection, _worked(grant, caller, reply, done))
         return done.reply
 
     def _train(
-        self, plan: Plan, job: Job, message: TrainRequest, request: Parcel, caller: Caller
+        self, grant: Grant, job: Job, message: TrainRequest, request: Parcel, caller: Caller
     ) -> Parcel:
-        """Train, or give the stored reply when this very request was answered before."""
-        plan_id, round_num = plan.plan_id, message["round_num"]
+        plan_id, round_num = grant.plan.plan_id, message["round_num"]
         answers = Answers(plan_id=plan_id, round_num=round_num, kind="train", request=request.name)
-        with self._turn(self._allowed_s(message)):
-            stored = self._replies.find(answers)
-            if stored is not None:
-                return stored
-            state = self._state(plan, message)
-            reply, done = self._perform(Assignment(job, request, state), message)
-            with self.ledger.transaction() as connection:
-                if reply["kind"] == "update":
-                    self._replies.keep(connection, answers, done.reply)
-                    if done.state:
-                        follows = message.get("state_round", NOTHING)
-                        self._states.keep(
-                            connection, plan_id, round_num, done.state, follows=follows
-                        )
-                facts = {**_facts(message), "bytes_out": len(done.reply)}
-                audit.append(connection, _entry(caller.email, "train", plan_id, reply, facts))
-        logger.bind(site_id=self.config.site_id, round_num=message["round_num"]).info(
-            "round {}: {}", message["round_num"], _told(reply)
+        stored = self._replies.find(answers)
+        if stored is not None:
+            return stored
+        self._consent.begin(grant)
+        state = self._state(grant.plan, message)
+        watch = partial(self._consent.require_standing, grant)
+        reply, done = self._perform(Assignment(job, request, state), message, watch)
+        with self._consent.conclude(grant, reply) as connection:
+            if reply["kind"] == "update":
+                self._replies.keep(connection, answers, done.reply)
+                if done.state:
+                    follows = message.get("state_round", NOTHING)
+                    self._states.keep(connection, plan_id, round_num, done.state, follows=follows)
+            audit.append(connection, _worked(grant, caller, reply, done))
+        logger.bind(site_id=self.config.site_id, round_num=round_num).info(
+            "round {}: {}", round_num, _told(reply)
         )
         return done.reply
 
@@ -280,11 +253,14 @@ class FactoryDataSite(DataSiteInterface):
             return b""
         return self._states.find(plan.plan_id, message["state_round"])
 
-    def _perform(self, assignment: Assignment, message: WorkRequest) -> tuple[Message, Done]:
+    def _perform(
+        self, assignment: Assignment, message: WorkRequest, watch: Watch
+    ) -> tuple[Message, Done]:
         """Have the trainer do it; what may leave the site. Called within `_turn`."""
         if self._trainer is None:
             raise DataSiteError(f"{self.config.site_id}: the site is closed")
-        done = self._trainer.perform(assignment, deadline_s=self._allowed_s(message))
+        deadline_s = self._allowed_s(message)
+        done = self._trainer.perform(assignment, deadline_s=deadline_s, watch=watch)
         return released(done.reply, site_id=self.config.site_id), done
 
     def _allowed_s(self, message: WorkRequest) -> float:
@@ -293,20 +269,24 @@ class FactoryDataSite(DataSiteInterface):
         return most_s if message["kind"] == "statistics" else min(most_s, message["deadline_s"])
 
     @contextmanager
-    def _turn(self, deadline_s: float) -> Iterator[None]:
+    def _turn(self, deadline_s: float) -> Iterator[bool]:
         """Have the trainer to oneself: a site does one piece of work at a time.
+
+        Returns:
+            Whether it had to be waited for.
 
         Raises:
             SiteBusyError: Another request had it for all of `deadline_s`.
         """
-        if not self._working.acquire(timeout=deadline_s):
+        is_free = self._working.acquire(blocking=False)
+        if not is_free and not self._working.acquire(timeout=deadline_s):
             raise SiteBusyError(
                 f"{self.config.site_id}: busy with another request for {deadline_s:g} s; "
                 "try again later",
                 site_id=self.config.site_id,
             )
         try:
-            yield
+            yield not is_free
         finally:
             self._working.release()
 
@@ -326,15 +306,35 @@ class FactoryDataSite(DataSiteInterface):
             audit.append(connection, _entry(who, action, plan_id, reply, detail))
 
     def _refuse(
-        self, caller: Caller, action: str, plan_id: str | None, error: FederatedLearningError
+        self, caller: Caller, message: Message | None, error: FederatedLearningError
     ) -> Parcel:
         """Write the refusal down and give it as an answer."""
         failure = as_failure(error, site_id=self.config.site_id)
+        reply = wire.encode(failure)
+        action = "unreadable request" if message is None else message["kind"]
+        plan_id = cast("dict[str, str]", message or {}).get("plan_id")
         try:
-            self._audit(caller.email, action, plan_id, failure, {})
+            detail = {**self._facts(message, caller), "bytes_out": len(reply)}
+            self._audit(caller.email, action, plan_id, failure, detail)
         except DataSiteError as exc:  # a full disk: the caller is answered all the same
             logger.bind(site_id=self.config.site_id).error("no audit row: {}", exc)
-        return wire.encode(failure)
+        return reply
+
+    def _facts(self, message: Message | None, caller: Caller) -> dict[str, Any]:
+        if message is None or message["kind"] not in {"train", "evaluate", "statistics"}:
+            return {}
+        request = cast("WorkRequest", message)
+        plan = self.plans.own(request["plan_id"], caller)
+        return {} if plan is None else facts_of(plan, request)
+
+
+def _unwatched() -> None:
+    """Let the work go on."""
+
+
+def _worked(grant: Grant, caller: Caller, reply: Message, done: Done) -> audit.Entry:
+    facts = {**grant.facts, "bytes_out": len(done.reply)}
+    return _entry(caller.email, grant.request["kind"], grant.plan.plan_id, reply, facts)
 
 
 def _entry(
@@ -344,10 +344,6 @@ def _entry(
         detail = {**detail, "message": reply["message"]}
     outcome = reply["error"] if reply["kind"] == "failure" else "ok"
     return audit.Entry(who=who, action=action, plan_id=plan_id, outcome=outcome, detail=detail)
-
-
-def _facts(message: WorkRequest) -> dict[str, Any]:
-    return {} if message["kind"] == "statistics" else {"round_num": message["round_num"]}
 
 
 def _told(reply: Message) -> str:

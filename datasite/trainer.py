@@ -8,6 +8,8 @@ import os
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
 from multiprocessing import Pipe
 from typing import Final, Protocol
 
@@ -15,7 +17,7 @@ import torch
 from loguru import logger
 
 from core.arena import Arena, Buffer
-from core.exceptions import DataSiteError
+from core.exceptions import DataSiteError, FederatedLearningError
 from core.wire import Parcel
 from datasite.training.orders import Order, heard_account, say_order
 from datasite.training.work import Assignment, Done, Worker, perform
@@ -27,14 +29,22 @@ _START_S: Final = 120.0
 """Longest a trainer may take to import what it needs; a request's deadline begins after that."""
 
 
+_GLANCE_S: Final = 0.25
+"""How often it is asked, while work goes on, whether it may."""
+
+Watch = Callable[[], None]
+"""Does nothing while the work may go on; what it raises stops the work."""
+
+
 class Trainer(Protocol):
     """Performs one job at a time; the site sees to that."""
 
-    def perform(self, assignment: Assignment, *, deadline_s: float) -> Done:
+    def perform(self, assignment: Assignment, *, deadline_s: float, watch: Watch) -> Done:
         """Do the work; what went wrong in it comes as an encoded `Failure`.
 
         Raises:
             DataSiteError: The trainer crashed, did not finish within `deadline_s`, or is closed.
+            FederatedLearningError: As `watch` raised it: the work was stopped.
         """
 
     def allocate(self, size_bytes: int) -> bytearray | memoryview:
@@ -51,9 +61,9 @@ class InlineTrainer:
         torch.set_num_threads(threads)
         self._worker = Worker()
 
-    def perform(self, assignment: Assignment, *, deadline_s: float) -> Done:
+    def perform(self, assignment: Assignment, *, deadline_s: float, watch: Watch) -> Done:
         """See `Trainer.perform`."""
-        del deadline_s  # nothing can stop a thread
+        del deadline_s, watch  # nothing can stop a thread
         return perform(self._worker, assignment)
 
     def allocate(self, size_bytes: int) -> bytearray:
@@ -80,14 +90,17 @@ class TrainerProcess:
         self._closed = False
         self._replacing = threading.Lock()
 
-    def perform(self, assignment: Assignment, *, deadline_s: float) -> Done:
+    def perform(self, assignment: Assignment, *, deadline_s: float, watch: Watch) -> Done:
         """See `Trainer.perform`."""
         if self._closed:
             raise DataSiteError(f"{self._site_id}: the trainer is closed", site_id=self._site_id)
         if self._child.process.poll() is not None:
             self._restart("had ended")
         try:
-            return self._child.ask(assignment, deadline_s)
+            return self._child.ask(assignment, deadline_s, watch)
+        except FederatedLearningError as exc:
+            self._restart(f"was stopped ({exc})")
+            raise
         except TimeoutError as exc:
             self._restart(str(exc))
             raise DataSiteError(
@@ -143,11 +156,11 @@ class _Child:
         os.close(lifeline_end)
         self._started = False
 
-    def ask(self, assignment: Assignment, deadline_s: float) -> Done:
+    def ask(self, assignment: Assignment, deadline_s: float, watch: Watch) -> Done:
         """Give the child's answer; TimeoutError, saying what, when it takes longer."""
         pipe = self._pipe
         if not self._started:
-            if not pipe.poll(_START_S):
+            if not self._hears(_START_S, watch):
                 raise TimeoutError(f"did not start within {_START_S:g} s")
             pipe.recv_bytes()
             self._started = True
@@ -161,7 +174,7 @@ class _Child:
         say_order(pipe, assignment.job, order, assignment.request.head)
         if assignment.state:
             pipe.send_bytes(assignment.state)
-        if not pipe.poll(deadline_s):
+        if not self._hears(deadline_s, watch):
             raise TimeoutError(f"was stopped at its deadline of {deadline_s:g} s")
         account, head = heard_account(pipe)
         answered: Buffer = room[: account["body_bytes"]]
@@ -177,6 +190,15 @@ class _Child:
             self.process.wait()
             self._pipe.close()
             os.close(self._lifeline)
+
+    def _hears(self, limit_s: float, watch: Watch) -> bool:
+        """Wait for the child to say something; False when it does not within `limit_s`."""
+        end = time.monotonic() + limit_s
+        while not self._pipe.poll(min(_GLANCE_S, max(0.0, end - time.monotonic()))):
+            if time.monotonic() >= end:
+                return False
+            watch()
+        return True
 
     def _shared(self, body: Buffer) -> memoryview:
         """Give a body in shared memory: as it is, when it came in there."""

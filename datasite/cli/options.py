@@ -31,3 +31,26 @@ def open_records(path: Path) -> "Records":
     from datasite.records import Records
 
     return Records.open(load(path))
+
+
+def read_password(file: Path | None, *, variable: str, confirm: bool) -> str:
+    """Give a password from a file, from the environment's `variable`, or from a prompt.
+
+    It is never an argument: arguments can be seen by every user of the machine.
+
+    Raises:
+        ConfigurationError: The file cannot be read as text.
+    """
+    import os
+
+    from core.exceptions import ConfigurationError
+
+    if file is not None:
+        try:
+            return file.read_text(encoding="utf-8").strip()
+        except OSError as exc:
+            raise ConfigurationError(f"--password-file: {file}: {exc.strerror}") from exc
+        except UnicodeDecodeError as exc:
+            raise ConfigurationError(f"--password-file: {file}: is not UTF-8 text") from exc
+    given = os.environ.get(variable, "")
+    return given or str(typer.prompt("Password", hide_input=True, confirmation_prompt=confirm))

@@ -1,6 +1,7 @@
 """`datasite plans`: what researchers ask for, and what the operator decides."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,11 +11,11 @@ from datasite.cli.foreign import plain
 from datasite.cli.options import AsJson, ConfigFile, Reason, open_records
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from datasite.plans import Plan
+    from datasite.records import Records
 
 app = typer.Typer(help="See and decide what may be trained on the data.", no_args_is_help=True)
+
+_VARIABLE = "DATASITE_APPROVER_PASSWORD"
 
 PlanId = Annotated[str, typer.Argument(help="The plan's id, or how it starts.", show_default=False)]
 
@@ -25,9 +26,11 @@ def list_(config: ConfigFile, as_json: AsJson = False) -> None:
 
     Example: datasite plans list -c site.yaml
     """
+    from datasite.cli.plan_words import plan_as_json
+
     plans = open_records(config).plans.all()
     if as_json:
-        echo_json([_as_json(plan) for plan in plans])
+        echo_json([plan_as_json(plan) for plan in plans])
         return
     echo_table(
         ("plan", "status", "researcher", "dataset", "algorithm", "rounds", "proposed"),
@@ -53,20 +56,37 @@ def show(plan_id: PlanId, config: ConfigFile, as_json: AsJson = False) -> None:
 
     Example: datasite plans show 3f2a -c site.yaml
     """
-    plan = open_records(config).plans.find(plan_id)
+    from datasite.cli.plan_words import as_json as shown_as_json
+    from datasite.cli.plan_words import in_words, look_up
+
+    shown = look_up(open_records(config), plan_id)
     if as_json:
-        echo_json(_as_json(plan))
+        echo_json(shown_as_json(shown))
     else:
-        typer.echo(_in_words(plan))
+        typer.echo(in_words(shown))
 
 
 @app.command()
-def approve(plan_id: PlanId, config: ConfigFile, reason: Reason = "approved") -> None:
-    """Let a waiting plan run.
+def approve(
+    plan_id: PlanId,
+    config: ConfigFile,
+    reason: Reason = "approved",
+    name: Annotated[
+        str, typer.Option("--as", help="Who approves, where site.yaml names `approvers`.")
+    ] = "",
+    password_file: Annotated[
+        Path | None, typer.Option("--password-file", help="Read that person's password from it.")
+    ] = None,
+) -> None:
+    """Let a waiting plan run; where several persons must approve, count one's approval.
+
+    The password of --as comes from a prompt, a file, or $DATASITE_APPROVER_PASSWORD.
 
     Example: datasite plans approve 3f2a -c site.yaml
     """
-    _decide(config, plan_id, PlanStatus.APPROVED, reason)
+    records = open_records(config)
+    by = _approver(records, plan_id, name, password_file)
+    _decide(records, plan_id, PlanStatus.APPROVED, reason, by=by)
 
 
 @app.command()
@@ -79,7 +99,7 @@ def deny(
 
     Example: datasite plans deny 3f2a --reason "maintenance week" -c site.yaml
     """
-    _decide(config, plan_id, PlanStatus.DENIED, reason)
+    _decide(open_records(config), plan_id, PlanStatus.DENIED, reason)
 
 
 @app.command()
@@ -88,72 +108,76 @@ def revoke(
     config: ConfigFile,
     reason: Annotated[str, typer.Option("--reason", show_default=False)],
 ) -> None:
-    """Take back an approval: nothing more is done under the plan from now on.
+    """Take back an approval: nothing more is done under the plan, and work under way is stopped.
 
     Example: datasite plans revoke 3f2a --reason "contract ended" -c site.yaml
     """
-    _decide(config, plan_id, PlanStatus.REVOKED, reason)
+    _decide(open_records(config), plan_id, PlanStatus.REVOKED, reason)
 
 
-def _decide(config: "Path", plan_id: str, status: PlanStatus, reason: str) -> None:
-    plan = open_records(config).plans.decide(plan_id, status, reason=reason, by="operator")
+@app.command()
+def approver(
+    name: Annotated[
+        str, typer.Argument(help="Stands in the log for who approved.", show_default=False)
+    ],
+    password_file: Annotated[
+        Path | None, typer.Option("--password-file", help="Read the password from this file.")
+    ] = None,
+) -> None:
+    """Print what site.yaml keeps of a person whose approval counts; that person types the password.
+
+    Example: datasite plans approver anna
+    """
+    from core.configuration import parse
+    from datasite.approvers import hash_password
+    from datasite.cli.options import read_password
+    from datasite.configuration import Approver
+    from datasite.identity import require_strong_password
+
+    password = read_password(password_file, variable=_VARIABLE, confirm=True)
+    require_strong_password(password, email=name)
+    entry = {"name": name, "password_hash": hash_password(password)}
+    parse(entry, Approver, source="approver")
+    typer.echo(f"  - {{name: {name}, password_hash: '{entry['password_hash']}'}}")
+
+
+def _approver(records: "Records", plan_id: str, name: str, password_file: Path | None) -> str:
+    """Give who approves, once that is known for sure."""
+    from core.exceptions import ConfigurationError, SecurityError
+    from datasite import audit
+    from datasite.approvers import require_approver
+    from datasite.cli.options import read_password
+    from datasite.records import OPERATOR
+
+    approvers, site_id = records.config.approvers, records.config.site_id
+    if not approvers:
+        if name:
+            raise ConfigurationError(f"--as: {site_id} has no `approvers` in its site.yaml")
+        return OPERATOR
+    if not name:
+        known = ", ".join(approver.name for approver in approvers)
+        raise ConfigurationError(f"{site_id}: say who approves with --as; one of {known}")
+    plan = records.plans.find(plan_id)
+    try:
+        password = read_password(password_file, variable=_VARIABLE, confirm=False)
+        require_approver(approvers, name, password, site_id=site_id)
+    except SecurityError as exc:
+        detail = {"message": str(exc)}
+        with records.ledger.transaction() as connection:
+            entry = audit.Entry(
+                who=OPERATOR,
+                action="plan approval refused",
+                plan_id=plan.plan_id,
+                outcome=type(exc).__name__,
+                detail=detail,
+            )
+            audit.append(connection, entry)
+        raise
+    return name
+
+
+def _decide(
+    records: "Records", plan_id: str, status: PlanStatus, reason: str, *, by: str = "operator"
+) -> None:
+    plan = records.plans.decide(plan_id, status, reason=reason, by=by)
     typer.echo(f"plan {plan.plan_id[:12]} is {plan.status.name}: {plan.reason}")
-
-
-def _as_json(plan: "Plan") -> dict[str, Any]:
-    return {
-        "plan_id": plan.plan_id,
-        "status": plan.status.name,
-        "reason": plan.reason,
-        "researcher": plan.researcher,
-        "decided_by": plan.decided_by,
-        "proposed_at": plan.proposed_at,
-        "decided_at": plan.decided_at,
-        "expires_at": plan.expires_at,
-        "proposal": plan.proposal,
-    }
-
-
-def _in_words(plan: "Plan") -> str:
-    asked = plan.proposal
-    training, split = asked["training"], asked["split"]
-    share = 1 - split["test"] - split["validation"]
-    model = f"{asked['model']['type']} {asked['model']['options'] or ''}".rstrip()
-    settings = asked["algorithm"]["hyperparameters"]
-    algorithm = f"{asked['algorithm']['name']} {plain(str(settings or ''))}".rstrip()
-    expired = " (EXPIRED)" if plan.is_expired else ""
-    return f"""\
-Plan      {plan.plan_id}
-Status    {plan.status.name}: {plan.reason}{expired}
-Asked by  {plain(plan.researcher)} at {plan.proposed_at[:19]}, for run {plain(asked["run_id"])}
-Expires   {plan.expires_at[:19]}
-
-Data      {asked["dataset"]}, version {asked["dataset_version"]}: trains on {share:.0%} of the rows,
-          chooses a threshold on {split["validation"]:.0%}, tests on {split["test"]:.0%}
-Model     {model}
-Training  {algorithm}, {asked["rounds"]} rounds of {training["local_epochs"]} epoch(s), \
-batches of {training["batch_size"]},
-          {plain(training["optimizer"])}: learning rate at most {training["learning_rate"]:g}, \
-momentum {training["momentum"]:g},
-          weight decay {training["weight_decay"]:g}, gradients clipped at \
-{training["gradient_clip"] or "no norm"}
-Travels   {_FORMS[asked.get("compression", "none")]}
-Code      the installed training code, {asked["code_hash"][:16]}
-
-Leaves the site in each round: the model's parameters after training here, the number of
-training windows, the mean training loss and the training time; and, for each evaluation,
-counts of scores by true label. Once, before round 0: per feature the sum and the sum of
-squares over all rows, and the number of failures among them.
-Privacy level: {_LEVELS[asked["privacy_level"]]}"""
-
-
-_FORMS = {
-    "none": "as it is (not compressed)",
-    "zstd": "compressed by zstd, without loss",
-    "fp16": "rounded to 2 bytes a number (fp16); what is rounded off is kept here and sent later",
-    "int8": "rounded to 1 byte a number (int8); what is rounded off is kept here and sent later",
-}
-
-_LEVELS = {
-    "none": "none (no formal guarantee: a model's parameters can tell of its training data)",
-}

@@ -8,7 +8,7 @@ import typer
 
 from core.commands import echo_json, echo_table
 from datasite.caller import Role
-from datasite.cli.options import AsJson, ConfigFile, load
+from datasite.cli.options import AsJson, ConfigFile, load, read_password
 
 _ROLES = click.Choice([role.value for role in Role])
 
@@ -65,16 +65,4 @@ def list_(config: ConfigFile, as_json: AsJson = False) -> None:
 
 
 def _password(file: Path | None) -> str:
-    import os
-
-    from core.exceptions import ConfigurationError
-
-    if file is not None:
-        try:
-            return file.read_text(encoding="utf-8").strip()
-        except OSError as exc:
-            raise ConfigurationError(f"--password-file: {file}: {exc.strerror}") from exc
-        except UnicodeDecodeError as exc:
-            raise ConfigurationError(f"--password-file: {file}: is not UTF-8 text") from exc
-    given = os.environ.get("DATASITE_USER_PASSWORD", "")
-    return given or str(typer.prompt("Password", hide_input=True, confirmation_prompt=True))
+    return read_password(file, variable="DATASITE_USER_PASSWORD", confirm=True)

@@ -28,10 +28,11 @@ from core.messages import (
 from core.models import available_models
 from core.plans import PlanStatus
 from core.version import VERSION
+from datasite.bounds import excess_of, plan_refusal, require_installed_code
 from datasite.data.statistics import describe_rows
 from datasite.failures import as_failure
 from datasite.offers import require_offered
-from datasite.plans import excess_of, plan_id_of, plan_refusal, require_installed_code
+from datasite.plans import plan_id_of
 from datasite.simulation.data import ROOM_BYTES, SiteData, SiteFile
 from datasite.simulation.states import StateFiles
 from datasite.states import NOTHING

@@ -20,11 +20,13 @@ from sites import (
     ask,
     evaluate_request,
     inline,
+    parameters,
     proposal,
     site_settings,
     write_table,
 )
 
+from core.codehash import installed_code_hash
 from datasite.cli import main
 from datasite.configuration import load_site_config
 from datasite.site import FactoryDataSite
@@ -41,10 +43,13 @@ VERBS = [
     "plans approve",
     "plans deny",
     "plans revoke",
+    "plans approver",
     "users add",
     "users list",
     "audit show",
+    "audit export",
     "audit verify",
+    "audit head",
     "certificate request",
 ]
 
@@ -308,7 +313,7 @@ def test_registering_twice_says_how_to_go_on(
 
 
 def test_a_plan_is_listed_and_shown_in_words(datasite: Command, registered: Path) -> None:
-    """Who asks for what, what leaves the site, and what that protects."""
+    """Who asks for what, what leaves the site, what that protects, and what is new in it."""
     plan_id = proposed(registered)
     header, row = datasite("plans", "list", "-c", registered).out.splitlines()
     assert header.split()[:3] == ["plan", "status", "researcher"]
@@ -318,17 +323,171 @@ def test_a_plan_is_listed_and_shown_in_words(datasite: Command, registered: Path
         f"Plan      {plan_id}",
         "Status    WAITING: waits for the operator",
         f"Asked by  {RESEARCHER.email}",
-        "press, version 1: trains on 60% of the rows",
+        "Decided   by nobody yet",
+        "press, version 1, 100 rows: trains on 60% of them",
+        "Model     cnn (blocks 1, channels 2)",
         "fedavg, 3 rounds of 1 epoch(s), batches of 16",
         "sgd: learning rate at most 0.1, momentum 0",
         "gradients clipped at no norm",
-        "Travels   as it is (not compressed)",
-        "Privacy level: none (no formal guarantee",
+        "at most 12 trainings in all",
+        f"{installed_code_hash()[:16]}, which is installed",
+        f"{sum(t.numel() for t in parameters().values())} numbers, about 616 bytes",  # 154 x 4
+        "not compressed",
+        "Privacy level: none. Nothing is hidden",
+        "Nothing was approved before for this person and dataset",
     ):
         assert words in shown
+    assert all(len(line) <= 100 for line in shown.splitlines())
     as_json = json.loads(datasite("plans", "show", plan_id, "--json", "-c", registered).out)
     assert as_json["proposal"] == proposal()
-    assert json.loads(datasite("plans", "list", "--json", "-c", registered).out) == [as_json]
+    assert (as_json["dataset_rows"], as_json["code_is_installed"]) == (100, True)
+    assert (as_json["parameters"], as_json["most_trainings"]) == (154, 12)
+    assert (as_json["compared_with"], as_json["changes"]) == (None, [])
+    (listed,) = json.loads(datasite("plans", "list", "--json", "-c", registered).out)
+    assert listed.items() <= as_json.items()
+
+
+def test_a_plan_is_shown_with_what_changed_since_the_last(
+    datasite: Command, registered: Path
+) -> None:
+    """Field by field; or that nothing did but the run."""
+    first = proposed(registered)
+    datasite("plans", "approve", first, "-c", registered)
+    same = proposed(registered, run_id="run-2")
+    shown = datasite("plans", "show", same, "-c", registered).out
+    assert f"Changed since plan {first[:12]}, approved 20" in shown
+    assert "for run run-1:\n  nothing but the run's id\n" in shown
+    scaffold = {"name": "scaffold", "hyperparameters": {}}
+    other = proposed(registered, run_id="run-3", rounds=9, algorithm=scaffold, compression="int8")
+    shown = datasite("plans", "show", other, "-c", registered).out
+    _, changes = shown.split("for run run-1:\n")
+    assert [line.split(maxsplit=1) for line in changes.splitlines()] == [
+        ["algorithm.name", "fedavg -> scaffold"],
+        ["rounds", "3 -> 9"],
+        ["compression", "not given -> int8"],
+    ]
+    assert "154 numbers, about 154 bytes;\n    the change of each in 1 byte (int8)" in shown
+    assert "the change of SCAFFOLD's control variate, as many numbers again" in shown
+    as_json = json.loads(datasite("plans", "show", other, "--json", "-c", registered).out)
+    assert as_json["compared_with"] == first
+    assert as_json["changes"][1] == {"field": "rounds", "before": 3, "after": 9}
+
+
+def test_a_plan_that_cannot_run_is_shown_as_such(datasite: Command, registered: Path) -> None:
+    """Data that are gone, a model that cannot be built, other code than is installed."""
+    wrong = proposed(registered, model={"type": "cnn", "options": {"channels": 4096}})
+    shown = datasite("plans", "show", wrong, "-c", registered).out
+    assert "none: it cannot be built (model 'cnn': option 'channels' is 4096" in shown
+    datasite("data", "remove", "press", "-c", registered)
+    with sqlite3.connect(registered.parent / "state" / "ledger.db") as connection:
+        text = json.dumps(proposal(code_hash="f" * 64))
+        connection.execute("UPDATE plans SET proposal = ?", (text,))
+    connection.close()
+    shown = datasite("plans", "show", wrong, "-c", registered).out
+    assert "press, version 1, not registered any more" in shown
+    assert "ffffffffffffffff, which is NOT installed: nothing runs" in shown
+
+
+def test_the_deciding_rule_is_shown(datasite: Command, registered: Path, tmp_path: Path) -> None:
+    """By its name in site.yaml, and on the log."""
+    registered.write_text(yaml.safe_dump(site_settings(tmp_path)))
+    plan_id = proposed(registered)
+    shown = datasite("plans", "show", plan_id, "-c", registered).out
+    assert "Status    APPROVED: by the site's rule 'lab'" in shown
+    assert "Decided   by rule 'lab' at 20" in shown
+    assert "rule=lab" in datasite("audit", "show", "--last", "1", "-c", registered).out
+
+
+@pytest.fixture
+def by_two(
+    datasite: Command, registered: Path, tmp_path: Path
+) -> Callable[[str], tuple[str, str, str, Path]]:
+    """Let two of three persons have to approve; how each says who they are."""
+    entries = []
+    for name in ("anna", "bert", "carl"):
+        (tmp_path / name).write_text(f"the password of {name}\n")
+        printed = datasite("plans", "approver", name, "--password-file", tmp_path / name)
+        assert printed.code == 0, printed.err
+        entries += yaml.safe_load(printed.out)
+    settings = site_settings(tmp_path, policy=[], approvals=2, approvers=entries)
+    registered.write_text(yaml.safe_dump(settings))
+    return lambda name: ("--as", name, "--password-file", tmp_path / name)
+
+
+def test_two_persons_approve_each_with_a_password(
+    datasite: Command, registered: Path, by_two: Callable[[str], tuple[str, ...]]
+) -> None:
+    """The first is counted, the second decides; the log has both."""
+    plan_id = proposed(registered)
+    counted = datasite("plans", "approve", plan_id, *by_two("anna"), "-c", registered)
+    assert counted.out == (
+        f"plan {plan_id[:12]} is WAITING: approved by anna; waits for 1 more to approve\n"
+    )
+    again = datasite("plans", "approve", plan_id, *by_two("anna"), "-c", registered)
+    assert (again.code, "anna approved plan" in again.err) == (1, True)
+    done = datasite("plans", "approve", plan_id, *by_two("bert"), "-c", registered)
+    assert done.out == f"plan {plan_id[:12]} is APPROVED: approved\n"
+    shown = datasite("plans", "show", plan_id, "-c", registered).out
+    assert "Decided   by anna, bert at 20" in shown
+    revoked = datasite("plans", "revoke", plan_id, "--reason", "no", "-c", registered)
+    assert revoked.out == f"plan {plan_id[:12]} is REVOKED: no\n"
+
+
+def test_another_name_is_not_another_person(
+    datasite: Command,
+    registered: Path,
+    by_two: Callable[[str], tuple[str, ...]],
+    tmp_path: Path,
+) -> None:
+    """Anna, who knows no password but her own, approves once; her tries are on the log."""
+    plan_id = proposed(registered)
+    datasite("plans", "approve", plan_id, *by_two("anna"), "-c", registered)
+    own = ("--password-file", tmp_path / "anna")
+    for name, message in (
+        ("bert", "this is not the password of bert; nothing was approved"),
+        ("dora", "'dora' is no approver; site.yaml names anna, bert, carl"),
+    ):
+        refused = datasite("plans", "approve", plan_id, "--as", name, *own, "-c", registered)
+        assert (refused.code, refused.out) == (1, "")
+        assert message in refused.err
+        (row,) = json.loads(
+            datasite("audit", "show", "--last", "1", "--json", "-c", registered).out
+        )
+        assert (row["action"], row["outcome"]) == ("plan approval refused", "SecurityError")
+        assert message in row["detail"]["message"]
+    nobody = datasite("plans", "approve", plan_id, "-c", registered)
+    assert nobody.code == 4
+    assert "say who approves with --as; one of anna, bert, carl" in nobody.err
+    told = asked(registered, {"kind": "plan_status", "plan_id": plan_id})
+    assert told["status"] == "WAITING"
+
+
+def test_an_approver_where_there_are_none_is_a_mistake(datasite: Command, registered: Path) -> None:
+    """Whoever types a name expects it to be checked."""
+    ended = datasite("plans", "approve", "3f2a", "--as", "anna", "-c", registered)
+    assert ended.code == 4
+    assert "--as: factory-1 has no `approvers` in its site.yaml" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("name", "password", "message"),
+    [
+        ("anna", "short", "the password of anna has 5 characters"),
+        ("operator", "correct horse battery", "stands for somebody else in the audit log"),
+        ("Anna B", "correct horse battery", "name: "),
+    ],
+    ids=["password", "taken", "name"],
+)
+def test_an_approver_that_will_not_do_is_refused(
+    datasite: Command, tmp_path: Path, name: str, password: str, message: str
+) -> None:
+    """Before it stands in a file; the password is not shown."""
+    file = tmp_path / "password"
+    file.write_text(password)
+    ended = datasite("plans", "approver", name, "--password-file", file)
+    assert (ended.code, ended.out) == (4, "")
+    assert message in ended.err
+    assert password not in ended.err
 
 
 def test_a_waiting_plan_is_approved_and_revoked(datasite: Command, registered: Path) -> None:
@@ -382,7 +541,8 @@ def test_the_log_is_shown_and_verified(datasite: Command, registered: Path) -> N
     assert [row["action"] for row in rows] == ["data registered", "plan proposed"]
     assert rows[1]["plan_id"] == plan_id
     header, row = datasite("audit", "show", "--last", "1", "-c", registered).out.splitlines()
-    assert header.split() == ["seq", "at", "who", "action", "plan", "outcome", "detail"]
+    columns = "seq  at (UTC)  who  action  plan  data  code  bytes  outcome  more"
+    assert header.split() == columns.split()
     assert "plan proposed" in row
     verified = datasite("audit", "verify", "-c", registered)
     assert verified.code == 0
@@ -390,11 +550,63 @@ def test_the_log_is_shown_and_verified(datasite: Command, registered: Path) -> N
     assert verified.out == f"2 entries, all as they were written; newest hash {newest}\n"
 
 
+def test_the_log_is_exported_and_checked_elsewhere(
+    datasite: Command, registered: Path, tmp_path: Path
+) -> None:
+    """JSON lines to a file or to standard output, checked without a configuration or a site."""
+    proposed(registered)
+    anchor = datasite("audit", "head", "-c", registered).out
+    file = tmp_path / "audit.jsonl"
+    assert datasite("audit", "export", "--out", file, "-c", registered).code == 0
+    assert datasite("audit", "export", "-c", registered).out == file.read_text()
+    proposed(registered, run_id="run-2")
+    checked = datasite("audit", "verify", "--file", file, "--anchor", anchor)
+    assert checked.code == 0
+    assert checked.out.startswith("2 entries, all as they were written, and the anchor is among")
+    later = datasite("audit", "verify", "--anchor", anchor, "-c", registered)
+    assert later.out.startswith("3 entries, all as they were written, and the anchor is among")
+    file.write_text(file.read_text().splitlines()[0] + "\n")
+    cut = datasite("audit", "verify", "--file", file, "--anchor", anchor)
+    assert (cut.code, cut.out) == (1, "")
+    assert "row 2 and those after it were cut off" in cut.err
+
+
+@pytest.mark.parametrize(
+    ("since", "rows"),
+    [
+        ("1h", 2),
+        ("1w", 2),
+        ("9" * 12 + "w", 2),
+        ("0s", 0),
+        ("2020-01-01", 2),
+        ("2199-01-01T08:00", 0),
+    ],
+)
+def test_the_log_is_shown_since_a_time(
+    datasite: Command, registered: Path, since: str, rows: int
+) -> None:
+    """A time in UTC, or how long ago."""
+    proposed(registered)
+    shown = datasite("audit", "show", "--since", since, "--json", "-c", registered)
+    assert len(json.loads(shown.out)) == rows
+
+
+@pytest.mark.parametrize("since", ["yesterday", "5", "h", "²h", "2026-13-01"])
+def test_a_time_that_is_none_is_said(datasite: Command, registered: Path, since: str) -> None:
+    """With what would be one."""
+    ended = datasite("audit", "show", "--since", since, "-c", registered)
+    assert ended.code == 4
+    assert "is no time; expected one as 2026-11-24T08:00, or 30m, 2h, 7d" in " ".join(
+        ended.err.split()
+    )
+
+
 def test_a_log_that_was_tampered_with_ends_with_exit_code_1(
     datasite: Command, registered: Path, tmp_path: Path
 ) -> None:
     """The entry is named."""
     with sqlite3.connect(tmp_path / "state" / "ledger.db") as connection:
+        connection.execute("DROP TRIGGER audit_no_update")
         connection.execute("UPDATE audit SET who = 'nobody' WHERE seq = 1")
     connection.close()
     ended = datasite("audit", "verify", "-c", registered)

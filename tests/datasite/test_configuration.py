@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+from sites import inline
 
 from core.exceptions import ConfigurationError, DataSiteError
 from datasite.configuration import (
@@ -16,6 +17,7 @@ from datasite.configuration import (
 )
 from datasite.ledger import Ledger
 from datasite.serve import serve
+from datasite.site import FactoryDataSite
 
 OPERATOR = {"email": "op@factory.example.com", "password": "correct horse battery"}
 
@@ -283,3 +285,102 @@ def test_a_ledger_that_cannot_be_made_is_a_datasite_error(tmp_path: Path) -> Non
     """Its folder is missing: the error is the site's, and names the path."""
     with pytest.raises(DataSiteError, match=r"factory-1: the ledger .* cannot be made"):
         Ledger(tmp_path / "missing" / "ledger.db", site_id="factory-1")
+
+
+def approver(name: str, digit: str = "a") -> dict[str, str]:
+    """Give the entry of an approver, with some hash."""
+    return {"name": name, "password_hash": f"scrypt:{digit * 32}:{'0' * 64}"}
+
+
+ANNA, BERT = approver("anna", "a"), approver("bert", "b")
+BY_RULE = {"name": "lab", "decision": "approve", "researcher": LAB["email"]}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"approvals": 2}, "`approvals: 2` needs at least 2 `approvers`; 'datasite plans approver"),
+        ({"approvals": 2, "approvers": [ANNA]}, "`approvals: 2` needs at least 2 `approvers`"),
+        ({"approvals": 0}, "approvals: "),
+        ({"approvers": [ANNA, approver("anna", "c")]}, "`approvers` names a person twice"),
+        ({"approvers": [ANNA, approver("bert", "a")]}, "two with one password hash"),
+        ({"approvers": [approver("operator")]}, "stands for somebody else in the audit log"),
+        ({"approvers": [approver("policy")]}, "stands for somebody else in the audit log"),
+        ({"approvers": [approver("Anna B")]}, "approvers[0].name: "),
+        ({"approvers": [{"name": "anna", "password_hash": "secret"}]}, "password_hash: "),
+        ({"approvers": [{"name": "anna", "password": "secret"}]}, "password: unknown key"),
+    ],
+    ids=[
+        "nobody",
+        "one",
+        "none needed",
+        "twice",
+        "one hash",
+        "operator",
+        "policy",
+        "name",
+        "no hash",
+        "password",
+    ],
+)
+def test_two_approvals_need_two_persons(
+    tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    """Each with a name of their own and a hash of their own password."""
+    refusal = refused(tmp_path, **settings)
+    assert message in refusal
+    assert "secret" not in refusal
+
+
+def test_a_rule_does_not_approve_alone_where_two_persons_must(tmp_path: Path) -> None:
+    """Unless it says so: nobody can overlook that then."""
+    two = {"approvals": 2, "approvers": [ANNA, BERT]}
+    message = refused(tmp_path, **two, policy=[BY_RULE])
+    assert "policy[0]: rule 'lab' would approve without the 2 persons" in message
+    assert "say `bypasses_approvals: true` in it" in message
+    said = BY_RULE | {"bypasses_approvals": True}
+    assert load(tmp_path, **two, policy=[said]).approvals == 2
+    other = [{"name": "look", "decision": "ask"}, {"name": "closed", "decision": "deny"}]
+    assert len(load(tmp_path, **two, policy=other).policy) == 2
+
+
+def test_a_hash_is_not_shown(tmp_path: Path) -> None:
+    """It can be tried against, so it stays out of logs."""
+    assert "scrypt" not in repr(load(tmp_path, approvers=[ANNA]))
+
+
+def test_two_rules_of_one_name_are_a_mistake(tmp_path: Path) -> None:
+    """The log names the rule that decided."""
+    message = refused(tmp_path, policy=[BY_RULE, BY_RULE | {"decision": "deny"}])
+    assert "policy[1]: another rule is named 'lab' already" in message
+
+
+@pytest.mark.parametrize(
+    ("condition", "message"),
+    [
+        ({"min_privacy_level": "differential"}, "policy[0].min_privacy_level: "),
+        ({"min_rows": 0}, "policy[0].min_rows: "),
+        ({"max_round": 3}, "policy[0].max_round: unknown key; did you mean 'max_rounds'?"),
+    ],
+    ids=["level", "rows", "key"],
+)
+def test_a_condition_that_means_nothing_is_a_mistake(
+    tmp_path: Path, condition: dict[str, Any], message: str
+) -> None:
+    """It would never hold, and another rule would decide."""
+    assert message in refused(tmp_path, policy=[BY_RULE | condition])
+
+
+def test_a_site_does_not_open_with_a_rule_about_what_there_is_not(tmp_path: Path) -> None:
+    """Every such name, its place, and what there is; nothing is made on the disk."""
+    policy = [
+        BY_RULE | {"model": "cnnn", "algorithm": "fedavg"},
+        {"name": "closed", "decision": "deny", "algorithm": "fedmagic"},
+    ]
+    config = load(tmp_path, policy=policy)
+    with pytest.raises(ConfigurationError) as caught:
+        FactoryDataSite(inline).open(config)
+    first, second = str(caught.value).splitlines()
+    assert first.startswith("policy[0].model: 'cnnn' is not offered here; offered: cnn, ")
+    assert second.startswith("policy[1].algorithm: 'fedmagic' is not offered here; offered: fed")
+    assert not config.state.exists()

@@ -1,16 +1,20 @@
 """What becomes of a proposal: the site's rules, the operator's decisions, and ids cut short."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 import pytest
-from sites import RESEARCHER, RIVAL, proposal
+from sites import RESEARCHER, RIVAL, ROWS, TRAINING, proposal
 from sqlalchemy import select
 
+from core.codehash import installed_code_hash
+from core.enums import PrivacyLevel
 from core.exceptions import PlanError
 from core.plans import PlanStatus
 from datasite.configuration import Rule
-from datasite.ledger import AuditRow, Ledger, PlanRow
+from datasite.ledger import AuditRow, Ledger, PlanRow, now
+from datasite.plan_changes import changes_between, last_approved_before
 from datasite.plans import Plan, Plans
 
 WAITING, APPROVED, DENIED, REVOKED = PlanStatus
@@ -34,7 +38,7 @@ def plans_of(ledger: Ledger, *rules: dict[str, Any], plan_days: int = 30) -> Pla
 
 def propose(plans: Plans, caller: Any = RESEARCHER, **changes: object) -> Plan:
     """Propose a plan of three rounds on `press`."""
-    return plans.propose(cast("Any", proposal(**changes)), caller)
+    return plans.propose(cast("Any", proposal(**changes)), caller, rows=ROWS)
 
 
 def plan_at(plans: Plans, status: PlanStatus) -> Plan:
@@ -82,7 +86,7 @@ def test_the_first_rule_that_fits_decides(
     """Rules are tried in order; the reason names the one that decided."""
     plan = propose(plans_of(ledger, *rules))
     assert (plan.status, plan.reason) == (status, reason)
-    assert plan.decided_by == ("policy" if rules else "")
+    assert plan.decided_by == (reason.removeprefix("by the site's ") if rules else "")
 
 
 @pytest.mark.parametrize(
@@ -94,6 +98,14 @@ def test_the_first_rule_that_fits_decides(
         ({"dataset": "mill"}, False),
         ({"max_rounds": 3}, True),
         ({"max_rounds": 2}, False),
+        ({"model": "cnn"}, True),
+        ({"model": "lstm"}, False),
+        ({"algorithm": "fedavg"}, True),
+        ({"algorithm": "feddyn"}, False),
+        ({"min_rows": 100}, True),
+        ({"min_rows": 101}, False),
+        ({"min_privacy_level": "none"}, True),
+        ({"min_privacy_level": "basic"}, False),
         ({"dataset": "press", "max_rounds": 2}, False),
     ],
     ids=[
@@ -103,15 +115,212 @@ def test_the_first_rule_that_fits_decides(
         "another dataset",
         "as many rounds",
         "too many rounds",
+        "model",
+        "another model",
+        "algorithm",
+        "another algorithm",
+        "as many rows",
+        "too few rows",
+        "enough privacy",
+        "too little privacy",
         "one of two conditions",
     ],
 )
 def test_a_rule_decides_where_each_of_its_conditions_holds(
     ledger: Ledger, condition: dict[str, Any], *, fits: bool
 ) -> None:
-    """A plan of three rounds on `press` by the researcher, against one rule."""
+    """A plan of three rounds on the 100 rows of `press` by the researcher, against one rule."""
     plan = propose(plans_of(ledger, APPROVE_LAB | condition))
     assert plan.status is (APPROVED if fits else WAITING)
+
+
+@pytest.mark.parametrize("least", PrivacyLevel, ids=lambda level: f"at least {level.value}")
+def test_the_levels_of_privacy_are_in_order(ledger: Ledger, least: PrivacyLevel) -> None:
+    """None < basic < differential privacy; secure aggregation stands for itself and for none."""
+    none, basic, differential, aggregated = PrivacyLevel
+    enough = {
+        none: {none, basic, differential, aggregated},
+        basic: {basic, differential},
+        differential: {differential},
+        aggregated: {aggregated},
+    }
+    plans = plans_of(ledger, APPROVE_LAB | {"min_privacy_level": least.value})
+    approved = {
+        level
+        for level in PrivacyLevel
+        if propose(plans, privacy_level=level.value).status is APPROVED
+    }
+    assert approved == enough[least]
+
+
+def test_a_rule_may_leave_a_plan_to_the_operator(ledger: Ledger) -> None:
+    """Long runs are looked at by a person, whatever the rules after it would say."""
+    ask = {"name": "not over CNNs alone", "decision": "ask", "model": "cnn"}
+    plan = propose(plans_of(ledger, ask, APPROVE_LAB))
+    assert (plan.status, plan.decided_by) == (WAITING, "")
+    assert plan.reason == "waits for the operator, by the site's rule 'not over CNNs alone'"
+
+
+@pytest.mark.parametrize(
+    ("rule", "action"),
+    [
+        (APPROVE_LAB, "plan approved"),
+        (DENY_ALL, "plan denied"),
+        ({"name": "look", "decision": "ask"}, "plan left to the operator"),
+    ],
+    ids=["approve", "deny", "ask"],
+)
+def test_the_deciding_rule_is_named_in_the_log(
+    ledger: Ledger, rule: dict[str, Any], action: str
+) -> None:
+    """By its name, as a fact of its own."""
+    never = {"name": "never", "decision": "deny", "dataset": "mill"}
+    plan = propose(plans_of(ledger, never, rule))
+    with ledger.read() as session:
+        row = session.scalars(select(AuditRow).order_by(AuditRow.seq.desc())).first()
+    assert row is not None
+    assert (row.who, row.action, row.plan_id) == ("policy", action, plan.plan_id)
+    assert row.detail["rule"] == rule["name"]
+
+
+def by_two(ledger: Ledger, *approvers: str, rules: Sequence[dict[str, Any]] = ()) -> Plans:
+    """Give the plans of a site where two persons must approve."""
+    policy = [Rule.model_validate(rule) for rule in rules]
+    return Plans(
+        ledger,
+        policy=policy,
+        plan_days=30,
+        approvals=2,
+        approvers=approvers,
+        site_id="factory-1",
+    )
+
+
+def test_two_persons_approve_a_plan(ledger: Ledger) -> None:
+    """The first approval is counted, the second lets it run; both are named, and on the log."""
+    plans = by_two(ledger, "anna", "bert")
+    plan = propose(plans)
+    counted = plans.decide(plan.plan_id, APPROVED, reason="good", by="anna")
+    assert (counted.status, counted.decided_by) == (WAITING, "")
+    assert counted.reason == "approved by anna; waits for 1 more to approve"
+    with pytest.raises(PlanError, match=r"is WAITING \(approved by anna; waits for 1 more"):
+        plans.require_approved(plan.plan_id, RESEARCHER)
+    approved = plans.decide(plan.plan_id, APPROVED, reason="fine", by="bert")
+    assert (approved.status, approved.reason) == (APPROVED, "fine")
+    assert approved.decided_by == "anna, bert"
+    assert plans.require_approved(plan.plan_id, RESEARCHER) == approved
+    with ledger.read() as session:
+        rows = session.scalars(select(AuditRow).order_by(AuditRow.seq)).all()
+    assert [(row.who, row.action) for row in rows[1:]] == [
+        ("anna", "plan approval counted"),
+        ("bert", "plan approved"),
+    ]
+
+
+def test_a_person_does_not_approve_twice(ledger: Ledger) -> None:
+    """The second time is refused, also after a restart; the plan goes on waiting."""
+    plan = propose(by_two(ledger, "anna", "bert"))
+    by_two(ledger, "anna", "bert").decide(plan.plan_id, APPROVED, reason="good", by="anna")
+    plans = by_two(ledger, "anna", "bert")
+    with pytest.raises(PlanError, match=r"anna approved plan .* already; 2 different persons must"):
+        plans.decide(plan.plan_id, APPROVED, reason="good", by="anna")
+    assert plans.find(plan.plan_id).status is WAITING
+
+
+def test_who_is_no_approver_does_not_approve(ledger: Ledger) -> None:
+    """Not even the operator, where others are named."""
+    plans = by_two(ledger, "anna", "bert")
+    plan = propose(plans)
+    with pytest.raises(PlanError, match="factory-1: operator is no approver"):
+        plans.decide(plan.plan_id, APPROVED, reason="good", by="operator")
+
+
+def test_who_is_no_approver_any_more_does_not_count(ledger: Ledger) -> None:
+    """Anna left before the second approval: two of those who are there must have approved."""
+    plan = propose(by_two(ledger, "anna", "bert"))
+    by_two(ledger, "anna", "bert").decide(plan.plan_id, APPROVED, reason="good", by="anna")
+    plans = by_two(ledger, "bert", "carl")
+    counted = plans.decide(plan.plan_id, APPROVED, reason="good", by="bert")
+    assert counted.reason == "approved by bert; waits for 1 more to approve"
+    assert plans.decide(plan.plan_id, APPROVED, reason="good", by="carl").status is APPROVED
+
+
+@pytest.mark.parametrize("target", [DENIED, REVOKED], ids=["deny", "revoke"])
+def test_to_stop_takes_one_person(ledger: Ledger, target: PlanStatus) -> None:
+    """Denied after one approval, or revoked after two: by one, at once."""
+    plans = by_two(ledger, "anna", "bert")
+    plan = propose(plans)
+    approvers = ["anna"] if target is DENIED else ["anna", "bert"]
+    for person in approvers:
+        plans.decide(plan.plan_id, APPROVED, reason="good", by=person)
+    stopped = plans.decide(plan.plan_id, target, reason="no", by="operator")
+    assert (stopped.status, stopped.decided_by) == (target, "operator")
+
+
+def test_a_rule_that_says_so_approves_in_the_place_of_persons(ledger: Ledger) -> None:
+    """The file has to say it (see the tests of `site.yaml`); then it is the rule's decision."""
+    rule = APPROVE_LAB | {"bypasses_approvals": True}
+    plan = propose(by_two(ledger, "anna", "bert", rules=[rule]))
+    assert (plan.status, plan.decided_by) == (APPROVED, "rule 'lab'")
+
+
+def changed(plans: Plans, plan: Plan) -> dict[str, tuple[object, object]]:
+    """Give what differs from the plan approved last."""
+    before = last_approved_before(plan, plans.all())
+    assert before is not None
+    return {change.field: (change.before, change.after) for change in changes_between(before, plan)}
+
+
+def test_only_what_differs_from_the_last_approved_plan_is_a_change(ledger: Ledger) -> None:
+    """Nested fields by their path; what one of them does not have is None there."""
+    plans = plans_of(ledger)
+    first = propose(plans)
+    assert last_approved_before(first, plans.all()) is None
+    plans.decide(first.plan_id, APPROVED, reason="yes", by="operator")
+    assert changed(plans, propose(plans, run_id="run-2")) == {}
+    other = propose(
+        plans,
+        run_id="run-3",
+        rounds=50,
+        training=TRAINING | {"learning_rate": 0.5},
+        model={"type": "cnn", "options": {"channels": 2, "bins": 0}},
+        compression="int8",
+    )
+    assert changed(plans, other) == {
+        "rounds": (3, 50),
+        "training.learning_rate": (0.1, 0.5),
+        "model.options.blocks": (1, None),
+        "model.options.bins": (None, 0),
+        "compression": (None, "int8"),
+    }
+
+
+def test_a_plan_is_compared_with_what_was_agreed_to_when_it_was_decided(ledger: Ledger) -> None:
+    """Of the same person and dataset; neither a later plan nor one that was revoked or waits."""
+    plans = plans_of(ledger)
+    approved: list[Plan] = []
+    for number in range(3):
+        plan = propose(plans, run_id=f"run-{number}", rounds=number + 1)
+        approved.append(plans.decide(plan.plan_id, APPROVED, reason="yes", by="operator"))
+        wait_a_tick(approved[-1])
+    propose(plans, RIVAL, run_id="rival")
+    propose(plans, run_id="other data", dataset="mill")
+    waiting = propose(plans, run_id="waiting")
+
+    def before(plan: Plan) -> Plan | None:
+        return last_approved_before(plan, plans.all())
+
+    assert before(waiting) == approved[2]
+    assert before(approved[1]) == approved[0]
+    assert before(approved[0]) is None
+    plans.decide(approved[2].plan_id, REVOKED, reason="no", by="operator")
+    assert before(waiting) == approved[1]
+
+
+def wait_a_tick(plan: Plan) -> None:
+    """Return when the ledger's clock, of milliseconds, shows another time than the decision's."""
+    while now() == plan.decided_at:
+        pass
 
 
 def test_a_rule_that_came_later_does_not_decide_an_old_plan(ledger: Ledger) -> None:
@@ -149,7 +358,13 @@ def test_every_move_is_in_the_audit_log(ledger: Ledger) -> None:
         ("operator", "plan revoked"),
     ]
     assert {row.plan_id for row in rows} == {plan.plan_id}
-    assert rows[-1].detail == {"run_id": "run-1", "reason": "so be it"}
+    assert rows[-1].detail == {
+        "run_id": "run-1",
+        "dataset": "press",
+        "data_version": 1,
+        "code_hash": installed_code_hash(),
+        "reason": "so be it",
+    }
 
 
 def test_a_plan_expires_after_its_days(ledger: Ledger) -> None:

@@ -26,7 +26,7 @@ from core.parameters import digest
 from core.wire import Parcel
 from datasite.ledger import AuditRow, ReplyRow
 from datasite.site import FactoryDataSite
-from datasite.trainer import InlineTrainer
+from datasite.trainer import InlineTrainer, Watch
 from datasite.training.work import Assignment, Done
 
 LARGE: Final = {"type": "cnn", "options": {"channels": 192, "blocks": 2}}
@@ -44,10 +44,10 @@ class Counts(InlineTrainer):
         super().__init__()
         self.jobs = 0
 
-    def perform(self, assignment: Assignment, *, deadline_s: float) -> Done:
+    def perform(self, assignment: Assignment, *, deadline_s: float, watch: Watch) -> Done:
         """Train in the calling thread."""
         self.jobs += 1
-        return super().perform(assignment, deadline_s=deadline_s)
+        return super().perform(assignment, deadline_s=deadline_s, watch=watch)
 
 
 def plan(site: FactoryDataSite, run_id: str = "run-1", rounds: int = 9) -> str:

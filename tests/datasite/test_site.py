@@ -43,7 +43,7 @@ from core.plans import PlanStatus
 from core.wire import Parcel
 from datasite.ledger import AuditRow, PlanRow
 from datasite.site import FactoryDataSite
-from datasite.trainer import InlineTrainer
+from datasite.trainer import InlineTrainer, Watch
 from datasite.training.objectives import PROBE_STEP
 from datasite.training.work import Assignment, Done
 
@@ -71,7 +71,7 @@ class Replies:
     def __init__(self, reply: Message | Exception) -> None:
         self.reply = reply
 
-    def perform(self, assignment: Assignment, *, deadline_s: float) -> Done:
+    def perform(self, assignment: Assignment, *, deadline_s: float, watch: Watch) -> Done:
         """Give the reply, or raise it."""
         if isinstance(self.reply, Exception):
             raise self.reply
@@ -88,10 +88,10 @@ class Counts(InlineTrainer):
         super().__init__()
         self.deadlines_s: list[float] = []
 
-    def perform(self, assignment: Assignment, *, deadline_s: float) -> Done:
+    def perform(self, assignment: Assignment, *, deadline_s: float, watch: Watch) -> Done:
         """Train in the calling thread."""
         self.deadlines_s.append(deadline_s)
-        return super().perform(assignment, deadline_s=deadline_s)
+        return super().perform(assignment, deadline_s=deadline_s, watch=watch)
 
 
 @pytest.mark.parametrize(
@@ -145,9 +145,9 @@ def test_a_site_at_work_says_that_it_is_busy(open_site: OpenSite, tmp_path: Path
     class Asks(InlineTrainer):
         """Asks for the status in the middle of the work."""
 
-        def perform(self, assignment: Assignment, *, deadline_s: float) -> Done:
+        def perform(self, assignment: Assignment, *, deadline_s: float, watch: Watch) -> Done:
             seen.append(ask(site, {"kind": "describe"})["status"])
-            return super().perform(assignment, deadline_s=deadline_s)
+            return super().perform(assignment, deadline_s=deadline_s, watch=watch)
 
     site = open_site(lambda _config: Asks())
     register(site, tmp_path)
@@ -421,7 +421,7 @@ def test_a_private_file_that_is_not_the_registered_one_is_refused(
     else:
         file.unlink()
     error, message = error_of(ask(site, train_request(planned(site))))
-    assert error == "DataSiteError"
+    assert error == "SecurityError"
     assert "changed on disk since registration" in message
     assert str(file) not in message
 
@@ -498,7 +498,7 @@ def test_a_failed_round_may_be_tried_again(site: FactoryDataSite) -> None:
     assert ask(site, train_request(plan_id))["kind"] == "failure"
     away.rename(file)
     assert ask(site, train_request(plan_id))["kind"] == "update"
-    assert [row.outcome for row in log(site, "train")] == ["DataSiteError", "ok"]
+    assert [row.outcome for row in log(site, "train")] == ["SecurityError", "ok"]
 
 
 def test_two_identical_requests_at_once_train_once(open_site: OpenSite, tmp_path: Path) -> None:
@@ -521,7 +521,15 @@ def test_a_reply_is_written_down_before_it_is_given(
     reply = site.handle(encoded(train_request(plan_id, round_num=1)), RESEARCHER)
     (row,) = log(site, "train")
     assert (row.who, row.plan_id, row.outcome) == (RESEARCHER.email, plan_id, "ok")
-    assert row.detail == {"round_num": 1, "bytes_out": len(reply)}
+    facts = dict(row.detail)
+    assert len(facts.pop("preprocessing")) == 64
+    assert facts == {
+        "dataset": "press",
+        "data_version": 1,
+        "code_hash": installed_code_hash(),
+        "round_num": 1,
+        "bytes_out": len(reply),
+    }
 
 
 def test_the_shorter_deadline_counts(open_site: OpenSite, tmp_path: Path) -> None:
@@ -650,9 +658,9 @@ def test_a_request_that_never_gets_its_turn_is_told_that_the_site_is_busy(
     class IsAsked(InlineTrainer):
         """Has another request come in the middle of the work."""
 
-        def perform(self, assignment: Assignment, *, deadline_s: float) -> Done:
+        def perform(self, assignment: Assignment, *, deadline_s: float, watch: Watch) -> Done:
             told.append(error_of(ask(site, evaluate_request(plan_id, deadline_s=0.01))))
-            return super().perform(assignment, deadline_s=deadline_s)
+            return super().perform(assignment, deadline_s=deadline_s, watch=watch)
 
     site = open_site(lambda _config: IsAsked())
     register(site, tmp_path)

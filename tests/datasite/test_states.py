@@ -16,7 +16,7 @@ from core.parameters import difference, digest
 from datasite.caller import Caller, Role
 from datasite.ledger import StateRow
 from datasite.site import FactoryDataSite
-from datasite.trainer import InlineTrainer
+from datasite.trainer import InlineTrainer, Watch
 from datasite.training.work import Assignment, Done
 
 ALPHA = 0.5
@@ -149,12 +149,12 @@ def test_a_repeated_request_neither_trains_nor_moves_the_state(
     class Counts(InlineTrainer):
         """Trains, and counts how often."""
 
-        def perform(self, assignment: Assignment, *, deadline_s: float) -> Done:
+        def perform(self, assignment: Assignment, *, deadline_s: float, watch: Watch) -> Done:
             """Train in the calling thread."""
             message = wire.decode(assignment.request)
             assert message["kind"] == "train"
             rounds.append(message["round_num"])
-            return super().perform(assignment, deadline_s=deadline_s)
+            return super().perform(assignment, deadline_s=deadline_s, watch=watch)
 
     site = open_site(lambda _config: Counts())
     register(site, tmp_path)

@@ -66,6 +66,10 @@ def job(tmp_path: Path) -> Job:
     )
 
 
+def unwatched() -> None:
+    """Let the work go on."""
+
+
 def process_of(trainer: TrainerProcess) -> psutil.Process:
     """Give the child that a trainer has now."""
     return psutil.Process(trainer._child.process.pid)
@@ -110,7 +114,9 @@ def works(process: psutil.Process) -> Callable[[], bool]:
 
 def train(trainer: TrainerProcess | InlineTrainer, job: Job) -> dict[str, Any]:
     """Train a round; its update."""
-    done = trainer.perform(Assignment(job, encoded(train_request("plan"))), deadline_s=PATIENCE_S)
+    done = trainer.perform(
+        Assignment(job, encoded(train_request("plan"))), deadline_s=PATIENCE_S, watch=unwatched
+    )
     return cast("dict[str, Any]", wire.decode(done.reply))
 
 
@@ -125,9 +131,9 @@ def test_a_process_gives_what_a_thread_gives(trainer: TrainerProcess, job: Job) 
     ]
     for request in same:
         assignment = Assignment(job, encoded(request))
-        assert trainer.perform(assignment, deadline_s=PATIENCE_S) == inline.perform(
-            assignment, deadline_s=PATIENCE_S
-        )
+        assert trainer.perform(
+            assignment, deadline_s=PATIENCE_S, watch=unwatched
+        ) == inline.perform(assignment, deadline_s=PATIENCE_S, watch=unwatched)
     update, expected = train(trainer, job), train(inline, job)
     assert digest(update.pop("parameters")) == digest(expected.pop("parameters"))
     assert update["metrics"]["train_loss"] == expected["metrics"]["train_loss"]
@@ -149,7 +155,7 @@ def test_a_deadline_stops_the_work_and_the_next_job_is_done(
     """Work without end is ended after half a second; its process with it."""
     before = process_of(trainer)
     with pytest.raises(DataSiteError, match=r"factory-1: .*stopped at its deadline of 0\.5 s"):
-        trainer.perform(Assignment(job, encoded(ENDLESS)), deadline_s=0.5)
+        trainer.perform(Assignment(job, encoded(ENDLESS)), deadline_s=0.5, watch=unwatched)
     assert is_gone(before.pid)
     assert train(trainer, job)["kind"] == "update"
 
@@ -159,7 +165,7 @@ def test_a_deadline_does_not_count_the_start(trainer: TrainerProcess, job: Job) 
     process_of(trainer).kill()
     wait_until(has_ended(trainer))
     asked = Assignment(job, encoded({"kind": "describe"}))
-    refused = wire.decode(trainer.perform(asked, deadline_s=0.5).reply)
+    refused = wire.decode(trainer.perform(asked, deadline_s=0.5, watch=unwatched).reply)
     assert refused["kind"] == "failure"
     assert refused["message"] == "factory-1: a 'describe' request is no work"
 
@@ -171,7 +177,10 @@ def test_a_trainer_killed_at_work_costs_one_reply(trainer: TrainerProcess, job: 
     claim = works(child)
     with ThreadPoolExecutor(1) as thread:
         answer = thread.submit(
-            trainer.perform, Assignment(job, encoded(ENDLESS)), deadline_s=PATIENCE_S
+            trainer.perform,
+            Assignment(job, encoded(ENDLESS)),
+            deadline_s=PATIENCE_S,
+            watch=unwatched,
         )
         wait_until(claim)
         os.kill(child.pid, signal.SIGKILL)
@@ -221,7 +230,7 @@ def request_of(trainer: TrainerProcess, where: str, **changes: object) -> Parcel
 
 def work(trainer: TrainerProcess | InlineTrainer, assignment: Assignment) -> tuple[str, bytes]:
     """Have it done; the digest of what was fitted, and what is to be kept."""
-    done = trainer.perform(assignment, deadline_s=PATIENCE_S)
+    done = trainer.perform(assignment, deadline_s=PATIENCE_S, watch=unwatched)
     update: Any = wire.decode(done.reply)
     assert update["kind"] == "update", update
     assert done.reply.body_hash == content_hash(done.reply.body)
@@ -268,8 +277,10 @@ def test_a_reply_that_is_larger_than_its_room_comes_all_the_same(
         "parameters": parameters(model=WIDE),
     }
     request = request_of(trainer, "arena", **changes)
-    done = trainer.perform(Assignment(job, request), deadline_s=PATIENCE_S)
-    expected = InlineTrainer().perform(Assignment(job, request), deadline_s=PATIENCE_S)
+    done = trainer.perform(Assignment(job, request), deadline_s=PATIENCE_S, watch=unwatched)
+    expected = InlineTrainer().perform(
+        Assignment(job, request), deadline_s=PATIENCE_S, watch=unwatched
+    )
     assert len(done.reply.body) > len(request.body) + 2**16
     assert done.reply.body == expected.reply.body
     assert (done.reply.body_hash, done.state) == (expected.reply.body_hash, expected.state)
@@ -283,7 +294,7 @@ def test_replies_that_are_kept_do_not_change(trainer: TrainerProcess, job: Job) 
     kept: list[tuple[Parcel, bytes, dict[str, Any], str]] = []
     for number in range(20):
         request = request_of(trainer, "arena", parameters=parameters(seed=number), seed=number)
-        done = trainer.perform(Assignment(job, request), deadline_s=PATIENCE_S)
+        done = trainer.perform(Assignment(job, request), deadline_s=PATIENCE_S, watch=unwatched)
         update: Any = wire.decode(done.reply)
         copied = bytes(done.reply.body)
         if number % 4 < 3:  # some are let go of, so that their memory is there for others
@@ -299,7 +310,9 @@ def test_replies_that_are_kept_do_not_change(trainer: TrainerProcess, job: Job) 
 def test_a_reply_outlives_its_trainer(job: Job) -> None:
     """Its memory goes when nobody has it any more, and not when the site closes."""
     trainer = TrainerProcess(site_id="factory-1", threads=1)
-    done = trainer.perform(Assignment(job, request_of(trainer, "arena")), deadline_s=PATIENCE_S)
+    done = trainer.perform(
+        Assignment(job, request_of(trainer, "arena")), deadline_s=PATIENCE_S, watch=unwatched
+    )
     copied = bytes(done.reply.body)
     trainer.close()
     del trainer
@@ -336,7 +349,10 @@ def test_closing_gives_up_the_work_under_way(job: Job) -> None:
     claim = works(process_of(trainer))
     with ThreadPoolExecutor(1) as thread:
         answer = thread.submit(
-            trainer.perform, Assignment(job, encoded(ENDLESS)), deadline_s=PATIENCE_S
+            trainer.perform,
+            Assignment(job, encoded(ENDLESS)),
+            deadline_s=PATIENCE_S,
+            watch=unwatched,
         )
         wait_until(claim)
         trainer.close()
@@ -358,7 +374,7 @@ trainer = TrainerProcess(site_id="factory-1", threads=1)
 print(psutil.Process().children()[0].pid, flush=True)
 for request in sys.argv[2:]:
     assignment = Assignment(json.loads(sys.argv[1]), Parcel.of(bytes.fromhex(request)))
-    trainer.perform(assignment, deadline_s=60.0)
+    trainer.perform(assignment, deadline_s=60.0, watch=lambda: None)
     print("done", flush=True)
 sys.stdin.read()
 """

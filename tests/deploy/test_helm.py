@@ -465,7 +465,8 @@ def test_the_schema_knows_the_settings_of_a_site() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())["definitions"]
     assert set(schema["policy"]["items"]["properties"]) == set(Rule.model_fields)
     of_the_chart = {key for key, allowed in schema["settings"]["properties"].items() if not allowed}
-    assert set(SiteConfig.model_fields) - of_the_chart == {"plan_days", "training"}
+    others = {"plan_days", "training", "approvals", "approvers"}
+    assert set(SiteConfig.model_fields) - of_the_chart == others
     site, defaults = (
         schema["site"]["properties"],
         yaml.safe_load((CHART / "values.yaml").read_text()),
