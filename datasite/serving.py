@@ -8,10 +8,10 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Final
 
 import uvicorn
-from fastapi import APIRouter, Body, FastAPI, HTTPException, Request, Response
+from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from loguru import logger
 from starlette.types import Receive, Scope, Send
@@ -19,10 +19,11 @@ from starlette.types import Receive, Scope, Send
 from core.exceptions import ConfigurationError, DataSiteError, ProtocolError
 from core.packing import Allocate
 from core.wire import Parcel
-from datasite import session_route
-from datasite.caller import Caller, Role
+from datasite import log_in_route, session_route
+from datasite.accounts import Accounts
+from datasite.caller import Caller
 from datasite.identity import Identity, require_email, require_strong_password
-from datasite.operator_door import Account
+from datasite.log_in_route import LogInRoute
 from datasite.patience import PatientProtocol
 from datasite.publishing import PublishedDataset
 from datasite.session_route import SessionRoute
@@ -143,8 +144,9 @@ class PySyftServer:
         self.open()
         app = FastAPI(openapi_url=None)
         app.include_router(_routes(self._opened()))
+        log_ins = LogInRoute(self._opened().log_in, self._on_refused)
         config = uvicorn.Config(
-            _Front(self._opened(), self._session_route(), app),
+            _Front(self._opened(), self._session_route(), log_ins, app),
             http=PatientProtocol,
             lifespan="off",
             log_config=None,
@@ -162,6 +164,7 @@ class PySyftServer:
         try:
             server.run(sockets=self._sockets())
         finally:
+            log_ins.close()
             self.close()
 
     def close(self) -> None:
@@ -188,22 +191,14 @@ class PySyftServer:
         """Name the published datasets, in alphabetical order."""
         return self._opened().published_names()
 
-    def create_user(self, *, email: str, name: str, password: str, role: Role) -> Account:
-        """Open an account.
+    @property
+    def accounts(self) -> Accounts:
+        """The accounts; they can be changed while the site is open.
 
         Raises:
-            ConfigurationError: The e-mail or the password will not do.
-            DataSiteError: There is an account with this e-mail, or the site is not open.
+            DataSiteError: It is not.
         """
-        return self._opened().create_user(email=email, name=name, password=password, role=role)
-
-    def has_account(self, email: str) -> bool:
-        """Tell whether there is an account with this e-mail, a disabled one included."""
-        return self._opened().has_account(email)
-
-    def list_users(self) -> list[Account]:
-        """Give the accounts that can do something, by e-mail."""
-        return self._opened().list_users()
+        return self._opened().accounts
 
     def _session_route(self) -> SessionRoute:
         site = self._opened()
@@ -319,28 +314,31 @@ def _routes(site: "PySyftSite") -> APIRouter:
             raise HTTPException(403, "no guests here; log in with an account of this site")
         return Response(signatures, media_type=_BINARY)
 
-    @router.post("/login")
-    def login(email: Annotated[str, Body()], password: Annotated[str, Body()]) -> Response:
-        return Response(site.log_in(email, password), media_type=_BINARY)
-
     return router
 
 
 class _Front:
-    """The routes of signed calls and of sessions, ahead of all others.
+    """The routes of signed calls, sessions and log-ins, ahead of all others.
 
-    Their framework costs as much as a call.
+    Their framework costs as much as a call, and reads a body of any length.
 
     Args:
         site: Answers the calls.
         sessions: Answers in sessions.
+        log_ins: Answers log-ins.
         others: Answers all else.
     """
 
-    def __init__(self, site: "PySyftSite", sessions: SessionRoute, others: FastAPI) -> None:
+    def __init__(
+        self, site: "PySyftSite", sessions: SessionRoute, log_ins: LogInRoute, others: FastAPI
+    ) -> None:
         self._site = site
         self._others = others
-        self._answers = {_CALL: self._call, ("POST", session_route.PATH): sessions.answer}
+        self._answers = {
+            _CALL: self._call,
+            ("POST", session_route.PATH): sessions.answer,
+            ("POST", log_in_route.PATH): log_ins.answer,
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, as ASGI has it."""

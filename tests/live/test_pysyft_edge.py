@@ -284,7 +284,23 @@ def test_an_account_changes_its_own_password_only(
     assert is_refused(call(notebook, "user.update", uid=own.id, password="short"))
     answer = call(notebook, "user.update", uid=other.id, password="A-new-operator-password-1")
     assert isinstance(answer, SyftError)
-    notebook.account.set_password(RESEARCHER[1], confirm=False)
+
+
+def test_a_password_changed_in_a_notebook_ends_what_the_old_one_began(site: SiteProcess) -> None:
+    """A log-in gives a key away, so the key changes too: the notebook's own is of no use either."""
+    old, new = ("own@lab.example.com", "Own-of-the-lab-1"), "Own-of-the-lab-2"
+    with site.door() as door:
+        door.create_user(email=old[0], name="Own", password=old[1], role=Role.RESEARCHER)
+    carrier = site.carrier(old)
+    notebook = sy.login(url=site.url, email=old[0], password=old[1])
+    notebook.account.set_password(new, confirm=False)
+
+    with pytest.raises(SecurityError, match="unknown or disabled"):
+        carrier.exchange(Parcel.of(b"in"), deadline_s=_DEADLINE_S)
+    assert is_refused(call(notebook, "user.get_current_user"))
+    with pytest.raises(AuthenticationError):
+        site.carrier(old)
+    site.carrier((old[0], new)).close()
 
 
 def test_what_is_not_signed_is_not_done(notebook: Notebook) -> None:
