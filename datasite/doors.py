@@ -68,16 +68,19 @@ _OWN_FIELDS: Final = frozenset({"uid", "name", "password", "communication_protoc
 
 
 def reason_to_refuse(
-    path: str, role: Role, *, args: Sequence[object], kwargs: Mapping[str, object]
+    path: str, role: Role, *, args: Sequence[object], kwargs: Mapping[str, object], own_uid: object
 ) -> str | None:
-    """Say why a call is not served, for the caller to read; None when it is."""
+    """Say why a call is not served, for the caller to read; None when it is.
+
+    `own_uid` is the caller's own account's.
+    """
     if path not in CALLS[role]:
         return (
             f"{path[:_SHOWN]!r} is not served; this site runs its installed training code only and "
             "takes no code, requests, jobs or endpoints from anybody"
         )
     if path in {"user.update", "user.create"}:
-        return _weakness_of(kwargs) or _reach_of(path, role, args, kwargs)
+        return _weakness_of(kwargs) or _reach_of(path, role, args, kwargs, own_uid)
     return None
 
 
@@ -97,11 +100,12 @@ def _weakness_of(kwargs: Mapping[str, object]) -> str | None:
 
 
 def _reach_of(
-    path: str, role: Role, args: Sequence[object], kwargs: Mapping[str, object]
+    path: str, role: Role, args: Sequence[object], kwargs: Mapping[str, object], own_uid: object
 ) -> str | None:
-    """Keep all but the operator to name and password; PySyft keeps them to their own account."""
+    """Keep all but the operator to name and password of their own account."""
     if args:
         return f"{path!r} takes its arguments by name"
-    if role is not Role.OPERATOR and set(kwargs) - _OWN_FIELDS:
+    is_own = set(kwargs) <= _OWN_FIELDS and kwargs.get("uid") == own_uid
+    if role is not Role.OPERATOR and not is_own:
         return "an account changes its own name and password only"
     return None

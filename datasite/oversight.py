@@ -24,7 +24,7 @@ _NEWEST = select(func.max(_TABLE.c.seq))
 def audit_page(ledger: Ledger, *, after: int, site_id: str) -> AuditPage:
     """Give the rows after row `after`, as many as a page holds."""
     newest = ledger.rows(_NEWEST)[0][0] or 0
-    rows = [cast("AuditEntry", dict(row._mapping)) for row in ledger.rows(_AFTER, after=after)]  # noqa: SLF001
+    rows = [cast("AuditEntry", row._asdict()) for row in ledger.rows(_AFTER, after=after)]
     kept = _that_fit(cast("list[dict[str, Any]]", rows))
     return AuditPage(kind="audit_page", datasite_id=site_id, rows=rows[:kept], newest=newest)
 

@@ -24,7 +24,7 @@ from syft.types.uid import UID
 
 from core.exceptions import SecurityError
 from core.pysyft_patches import REFUSED
-from datasite.caller import Caller, Role
+from datasite.caller import Caller
 from datasite.changes import DatabaseChanges
 from datasite.doors import HANDLE_PATH, SESSION_PATH, changes_password, reason_to_refuse
 from datasite.pysyft.accounts import PySyftAccounts
@@ -158,7 +158,7 @@ class HardenedDatasite(Datasite):
         # A message may bring its own "decoded" form, which nobody signed: have it decoded here.
         api_call.cached_deseralized_message = None
         call = api_call.message
-        reason = self._reason_to_refuse(call, signer.caller.role)
+        reason = self._reason_to_refuse(call, signer)
         if reason:
             self.on_refused(signer.caller.email, call.path)
             return SyftError(message=f"{REFUSED}{reason}")
@@ -173,10 +173,13 @@ class HardenedDatasite(Datasite):
             if call.path == SESSION_PATH:
                 return SyftSuccess(message="", value=self.open_session(call.kwargs.get("request")))
             result = super().handle_api_call_with_unsigned_result(api_call)
-            if changes_password(call.path, call.kwargs) and not isinstance(result, SyftError):
+            if isinstance(result, SyftError):
+                self.on_refused(signer.caller.email, call.path)
+            elif changes_password(call.path, call.kwargs):
                 self._renew_key(call.kwargs["uid"])
             return result  # noqa: TRY300
         except SyftException as exc:
+            self.on_refused(signer.caller.email, call.path)
             return SyftError.from_public_exception(exc)
         except Exception as exc:  # noqa: BLE001  a factory must answer; the text may hold data
             logger.opt(exception=exc).error("call of {} failed", call.path)
@@ -229,9 +232,15 @@ class HardenedDatasite(Datasite):
         signer = self.signer(SyftVerifyKey.from_string(key))
         return signer.caller if signer else None
 
-    def _reason_to_refuse(self, call: SyftAPICall, role: Role) -> str | None:
+    def _reason_to_refuse(self, call: SyftAPICall, signer: _Signer) -> str | None:
         if call.server_uid != self.id:
             return "the call is for another site; log in again"
         if not call.blocking:
             return "there are no jobs here; call with blocking=True"
-        return reason_to_refuse(call.path, role, args=call.args, kwargs=call.kwargs)
+        return reason_to_refuse(
+            call.path,
+            signer.caller.role,
+            args=call.args,
+            kwargs=call.kwargs,
+            own_uid=signer.user.id,
+        )
