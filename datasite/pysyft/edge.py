@@ -7,7 +7,7 @@ and our own types.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from syft import serialize
 from syft.server.credentials import SyftVerifyKey
@@ -26,6 +26,9 @@ from datasite.pysyft.accounts import PySyftAccounts
 from datasite.pysyft.datasets import Datasets
 from datasite.pysyft.opening import DATABASE, open_datasite, settle_settings
 from datasite.sessions import Sessions
+
+_ENVELOPE: Final = frozenset({"SyftVerifyKey", "nacl_verify_key", "bytes"})
+"""All that a signed call consists of before its content is looked at."""
 
 
 class PySyftSite:
@@ -120,7 +123,7 @@ class PySyftSite:
             ProtocolError: `blob` is no signed call.
         """
         try:
-            signed = deserialize_only(blob, "SignedSyftAPICall")
+            signed = deserialize_only(blob, "SignedSyftAPICall", parts=_ENVELOPE)
         except ValueError as exc:
             raise ProtocolError("not a signed PySyft call") from exc
         return _encode(self._datasite.handle_api_call(signed))

@@ -23,7 +23,7 @@ from syft.types.errors import SyftException
 from syft.types.uid import UID
 
 from core.exceptions import SecurityError
-from core.pysyft_patches import REFUSED
+from core.pysyft_patches import REFUSED, deserialize_only
 from datasite.caller import Caller
 from datasite.changes import DatabaseChanges
 from datasite.doors import HANDLE_PATH, SESSION_PATH, changes_password, reason_to_refuse
@@ -147,7 +147,8 @@ class HardenedDatasite(Datasite):
         return SyftAPIData(data=self._result_of(api_call)).sign(self.signing_key)
 
     def _result_of(self, api_call: SignedSyftAPICall) -> Any:  # noqa: ANN401  PySyft's value
-        if not api_call.is_valid:
+        if not _is_signed(api_call):
+            self.on_refused("", "invalid signature")
             return SyftError(message=f"{REFUSED}the signature is not valid")
         signer = self.signer(api_call.credentials)
         if signer is None:
@@ -155,9 +156,13 @@ class HardenedDatasite(Datasite):
             return SyftError(
                 message=f"{REFUSED}the account is unknown or disabled; ask the operator for one"
             )
-        # A message may bring its own "decoded" form, which nobody signed: have it decoded here.
-        api_call.cached_deseralized_message = None
-        call = api_call.message
+        try:
+            call = deserialize_only(api_call.serialized_message, "SyftAPICall")
+        except ValueError:
+            self.on_refused(signer.caller.email, "unreadable call")
+            return SyftError(message=f"{REFUSED}what was signed is no call that can be read")
+        # A message may bring its own "decoded" form, which nobody signed.
+        api_call.cached_deseralized_message = call
         reason = self._reason_to_refuse(call, signer)
         if reason:
             self.on_refused(signer.caller.email, call.path)
@@ -244,3 +249,11 @@ class HardenedDatasite(Datasite):
             kwargs=call.kwargs,
             own_uid=signer.user.id,
         )
+
+
+def _is_signed(api_call: SignedSyftAPICall) -> bool:
+    """Tell whether the account's key signed the call; a signature of another length is none."""
+    try:
+        return bool(api_call.is_valid)
+    except ValueError:
+        return False

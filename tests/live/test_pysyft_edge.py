@@ -315,6 +315,38 @@ def test_what_is_not_signed_is_not_done(notebook: Notebook) -> None:
     assert answer.value.email == RESEARCHER[0]
 
 
+@pytest.mark.parametrize(
+    "name",
+    [b"SignedSyftAPICall\0", b"SyftVerifyKey\0", b"signature\0"],
+    ids=["call", "key", "field"],
+)
+def test_a_text_without_an_end_does_not_end_the_site(
+    site: SiteProcess, notebook: Notebook, name: bytes
+) -> None:
+    """One byte by a stranger: Cap'n Proto's reader ends the process over it (pycapnp 2.0.0)."""
+    call = SyftAPICall(server_uid=notebook.id, path="dataset.get_all", args=[], kwargs={})
+    blob = sy.serialize(call.sign(credentials=SyftSigningKey.generate()), to_bytes=True)
+    assert blob.count(name) == 1
+    response = httpx.post(
+        f"{site.url}/api/v2/api_call", content=blob.replace(name, name[:-1] + b"x")
+    )
+    assert response.status_code == 400
+    assert site.answers()
+
+
+def test_a_message_cannot_claim_to_hold_more_than_it_does(site: SiteProcess) -> None:
+    """A list of half a billion names, of no bytes each, in 48 bytes: it is not read to its end."""
+    segment = [1 | 4 << 48, 0, 1 | (3 << 2) | 0, 0, 0, 0]
+    segment[2] = 1 | (1 << 29) - 1 << 35  # a list of elements of no size, at the place of the names
+    blob = (len(segment) << 32).to_bytes(8, "little") + b"".join(
+        (word % (1 << 64)).to_bytes(8, "little") for word in segment
+    )
+    began = time.monotonic()
+    response = httpx.post(f"{site.url}/api/v2/api_call", content=blob, timeout=60)
+    assert response.status_code == 400
+    assert time.monotonic() - began < 5
+
+
 def test_the_door_opens_accounts_and_lists_them(site: SiteProcess) -> None:
     """The operator adds accounts through the door; mistakes come back as the errors they are."""
     with site.door() as door:
