@@ -98,8 +98,8 @@ def _object_of(blob: bytes) -> Any:  # noqa: ANN401  PySyft is untyped
         return recursive.rs_proto2object(said)
 
 
-# pycapnp 2.0.0 ends the process (a segmentation fault) over a text that does not end with a zero,
-# so eight bytes by a stranger took a site down. As data, the same bytes are read without harm.
+# pycapnp 2.0.0 ends the process (a segmentation fault) over a text whose last byte is neither zero
+# nor ASCII: one byte by a stranger took a site down. As data, the same bytes are read without harm.
 # PySyft also sets no limit to what a message of few bytes may claim to hold.
 recursive.rs_bytes2object = _object_of
 

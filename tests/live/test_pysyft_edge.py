@@ -328,7 +328,7 @@ def test_a_text_without_an_end_does_not_end_the_site(
     blob = sy.serialize(call.sign(credentials=SyftSigningKey.generate()), to_bytes=True)
     assert blob.count(name) == 1
     response = httpx.post(
-        f"{site.url}/api/v2/api_call", content=blob.replace(name, name[:-1] + b"x")
+        f"{site.url}/api/v2/api_call", content=blob.replace(name, name[:-1] + b"\xaf")
     )
     assert response.status_code == 400
     assert site.answers()
