@@ -27,7 +27,7 @@ from datasite.pysyft.datasets import Datasets
 from datasite.pysyft.opening import DATABASE, open_datasite, settle_settings
 from datasite.sessions import Sessions
 
-_ENVELOPE: Final = frozenset({"SyftVerifyKey", "nacl_verify_key", "bytes"})
+ENVELOPE: Final = frozenset({"SyftVerifyKey", "nacl_verify_key", "bytes"})
 """All that a signed call consists of before its content is looked at."""
 
 
@@ -123,7 +123,7 @@ class PySyftSite:
             ProtocolError: `blob` is no signed call.
         """
         try:
-            signed = deserialize_only(blob, "SignedSyftAPICall", parts=_ENVELOPE)
+            signed = deserialize_only(blob, "SignedSyftAPICall", parts=ENVELOPE)
         except ValueError as exc:
             raise ProtocolError("not a signed PySyft call") from exc
         return _encode(self._datasite.handle_api_call(signed))

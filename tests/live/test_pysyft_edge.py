@@ -28,11 +28,12 @@ from core.exceptions import (
     ProtocolError,
     SecurityError,
 )
-from core.pysyft_patches import REFUSED
+from core.pysyft_patches import REFUSED, deserialize_only
 from core.wire import Parcel
 from datasite.caller import Role
 from datasite.operator_door import socket_path
 from datasite.pysyft.accounts import NO_ACCOUNT_HASH
+from datasite.pysyft.edge import ENVELOPE
 from orchestrator.communication.pysyft import PySyftCarrier
 
 pytestmark = pytest.mark.live
@@ -332,6 +333,18 @@ def test_a_text_without_an_end_does_not_end_the_site(
     )
     assert response.status_code == 400
     assert site.answers()
+
+
+def test_a_strangers_envelope_builds_nothing_of_another_type(notebook: Notebook) -> None:
+    """PySyft would build whatever is named in it, before anybody has looked who signed it."""
+    call = SyftAPICall(server_uid=notebook.id, path="dataset.get_all", args=[], kwargs={})
+    signed = call.sign(credentials=SyftSigningKey.generate())
+    whole = sy.serialize(signed, to_bytes=True)
+    assert deserialize_only(whole, "SignedSyftAPICall", parts=ENVELOPE).is_valid
+    signed.__dict__["signature"] = {"x": b"1"}
+    stuffed = sy.serialize(signed, to_bytes=True)
+    with pytest.raises(ValueError, match="a PySyft 'dict' has no place here"):
+        deserialize_only(stuffed, "SignedSyftAPICall", parts=ENVELOPE)
 
 
 def test_a_message_cannot_claim_to_hold_more_than_it_does(site: SiteProcess) -> None:
