@@ -61,7 +61,8 @@ _LENGTH_BYTES = 8
 _METADATA = "__metadata__"
 _MESSAGE = "message"
 _NO_TENSORS: Final[Parameters] = {}
-_KINDS_WITH_PARAMETERS = frozenset({"train", "update", "evaluate"})
+_KINDS_WITH_PARAMETERS = ("train", "update", "evaluate")
+"""No set: a kind that somebody made a list of cannot be looked up in one."""
 
 M = TypeVar("M")
 

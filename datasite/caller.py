@@ -2,12 +2,16 @@
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Final
+
+from core.exceptions import SecurityError
 
 
 class Role(Enum):
     """What an account of a site may do."""
 
     OPERATOR = "operator"
+    AUDITOR = "auditor"
     RESEARCHER = "researcher"
 
 
@@ -22,3 +26,34 @@ class Caller:
 
     email: str
     role: Role
+
+
+_READS: Final = frozenset({"audit", "plans"})
+_WORKS: Final = frozenset({"propose", "plan_status", "statistics", "train", "evaluate"})
+_ASKS: Final = {
+    Role.OPERATOR: _READS | _WORKS,
+    Role.AUDITOR: _READS,
+    Role.RESEARCHER: _WORKS,
+}
+"""The kinds of request that a role may send, beside `describe`, which everybody may."""
+
+
+def require_may_ask(caller: Caller, kind: str, *, site_id: str) -> None:
+    """Do nothing when requests of this kind are for the caller's role; or for nobody.
+
+    Raises:
+        SecurityError: They are for another role.
+    """
+    if kind in (_READS | _WORKS) - _ASKS[caller.role]:
+        raise SecurityError(
+            f"{site_id}: {kind!r} is not for {_WITH_ARTICLE[caller.role]}; ask the operator for an "
+            "account of another role",
+            site_id=site_id,
+        )
+
+
+_WITH_ARTICLE: Final = {
+    Role.OPERATOR: "an operator",
+    Role.AUDITOR: "an auditor",
+    Role.RESEARCHER: "a researcher",
+}

@@ -76,6 +76,10 @@ class Researcher(Credentials):
     """
 
 
+class Auditor(Credentials):
+    """Likewise an account that reads plans and the audit log, and does nothing else."""
+
+
 class Decision(Enum):
     """What a rule decides."""
 
@@ -157,6 +161,7 @@ class SiteConfig(_Strict):
         site_id: The site's name in the federation: lower-case letters, digits and dashes.
         state: Folder for identity, accounts, data and ledger; private to its owner.
         researchers: Accounts to be opened at the start, as `datasite users add` would later.
+        auditors: Likewise, with the role of an auditor.
         policy: Rules tried in order; the first that fits decides. Without one that fits, a plan
             waits for the operator.
         plan_days: Days until an approved plan expires.
@@ -169,6 +174,7 @@ class SiteConfig(_Strict):
     listen: Listen = Listen()
     operator: Operator
     researchers: tuple[Researcher, ...] = ()
+    auditors: tuple[Auditor, ...] = ()
     policy: tuple[Rule, ...] = ()
     plan_days: int = Field(default=30, ge=1, le=3650)
     approvals: int = Field(default=1, ge=1, le=9)
@@ -177,10 +183,14 @@ class SiteConfig(_Strict):
 
     @model_validator(mode="after")
     def _one_account_per_email(self) -> Self:
-        emails = [account.email.casefold() for account in (self.operator, *self.researchers)]
+        accounts = (self.operator, *self.researchers, *self.auditors)
+        emails = [account.email.casefold() for account in accounts]
         repeated = sorted({email for email in emails if emails.count(email) > 1})
         if repeated:
-            message = f"`operator` and `researchers` name more than once: {', '.join(repeated)}"
+            message = (
+                "`operator`, `researchers` and `auditors` name more than once: "
+                f"{', '.join(repeated)}"
+            )
             raise ValueError(message)
         return self
 
@@ -231,6 +241,7 @@ def load_site_config(path: Path) -> SiteConfig:
             "listen": _listening_with_files(base, config.listen),
             "operator": _starting_at(base, config.operator),
             "researchers": tuple(_starting_at(base, each) for each in config.researchers),
+            "auditors": tuple(_starting_at(base, each) for each in config.auditors),
         }
     )
 

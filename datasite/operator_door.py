@@ -24,6 +24,7 @@ from pydantic import BaseModel, JsonValue, SecretStr, TypeAdapter, ValidationErr
 
 from core import exceptions
 from core.exceptions import DataSiteError, FederatedLearningError
+from datasite.accounts import Account, Accounts
 from datasite.caller import Role
 
 _SOCKET_PATH_BYTES: Final = 100
@@ -35,34 +36,17 @@ _TIMEOUT_S: Final = 120.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Account:
-    """An account of the site.
-
-    Attributes:
-        email: What it logs in with.
-        name: Whose it is.
-        role: What it may do.
-    """
-
-    email: str
-    name: str
-    role: Role
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class DoorActions:
     """What the site does for its operator; each may raise a `FederatedLearningError`.
 
     Attributes:
         status: Tells how the site is, in JSON's types.
-        users: Gives the accounts.
-        create_user: Opens an account, from `email`, `name`, `password` and `role`.
+        accounts: The site's accounts.
         publish: Publishes the datasets registered since; gives the names of those it published.
     """
 
     status: Callable[[], Mapping[str, JsonValue]]
-    users: Callable[[], Sequence[Account]]
-    create_user: Callable[..., Account]
+    accounts: Accounts
     publish: Callable[[], Sequence[str]]
 
 
@@ -73,6 +57,18 @@ class _NewAccount(BaseModel):
     role: Role
 
 
+class _Email(BaseModel):
+    email: str
+
+
+class _NewRole(_Email):
+    role: Role
+
+
+class _NewPassword(_Email):
+    password: SecretStr
+
+
 class _Refusal(BaseModel):
     """How an error travels: the name of its class in `core.exceptions`, and its message."""
 
@@ -80,6 +76,7 @@ class _Refusal(BaseModel):
     message: str
 
 
+_ACCOUNT: Final = TypeAdapter(Account)
 _ACCOUNTS: Final = TypeAdapter(list[Account])
 _NAMES: Final = TypeAdapter(list[str])
 _STATUS: Final = TypeAdapter(dict[str, JsonValue])
@@ -98,24 +95,40 @@ def build_door(actions: DoorActions) -> FastAPI:
     def status() -> dict[str, JsonValue]:
         return dict(actions.status())
 
-    @app.get("/users")
-    def users() -> list[Account]:
-        return list(actions.users())
-
-    @app.post("/users")
-    def create_user(account: _NewAccount) -> Account:
-        return actions.create_user(
-            email=account.email,
-            name=account.name,
-            password=account.password.get_secret_value(),
-            role=account.role,
-        )
+    _route_accounts(app, actions.accounts)
 
     @app.post("/publish")
     def publish() -> list[str]:
         return list(actions.publish())
 
     return app
+
+
+def _route_accounts(app: FastAPI, accounts: Accounts) -> None:
+    @app.get("/users")
+    def users() -> list[Account]:
+        return list(accounts.all())
+
+    @app.post("/users")
+    def create(account: _NewAccount) -> Account:
+        return accounts.create(
+            email=account.email,
+            name=account.name,
+            password=account.password.get_secret_value(),
+            role=account.role,
+        )
+
+    @app.post("/users/disable")
+    def disable(account: _Email) -> Account:
+        return accounts.disable(account.email)
+
+    @app.post("/users/enable")
+    def enable(account: _NewRole) -> Account:
+        return accounts.enable(account.email, role=account.role)
+
+    @app.post("/users/password")
+    def set_password(account: _NewPassword) -> Account:
+        return accounts.set_password(account.email, account.password.get_secret_value())
 
 
 @contextlib.contextmanager
@@ -251,7 +264,21 @@ class OperatorDoor:
     def create_user(self, *, email: str, name: str, password: str, role: Role) -> Account:
         """Open an account."""
         wanted = {"email": email, "name": name, "password": password, "role": role.value}
-        return TypeAdapter(Account).validate_json(self._ask("POST", "/users", wanted))
+        return _ACCOUNT.validate_json(self._ask("POST", "/users", wanted))
+
+    def disable_user(self, email: str) -> Account:
+        """Take everything that an account may do from it, at once."""
+        return _ACCOUNT.validate_json(self._ask("POST", "/users/disable", {"email": email}))
+
+    def enable_user(self, email: str, *, role: Role) -> Account:
+        """Let an account that is disabled do again what `role` may."""
+        wanted = {"email": email, "role": role.value}
+        return _ACCOUNT.validate_json(self._ask("POST", "/users/enable", wanted))
+
+    def set_password(self, email: str, password: str) -> Account:
+        """Give an account another password and another signing key."""
+        wanted = {"email": email, "password": password}
+        return _ACCOUNT.validate_json(self._ask("POST", "/users/password", wanted))
 
     def publish(self) -> list[str]:
         """Have the datasets registered since published; their names."""

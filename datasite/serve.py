@@ -1,22 +1,21 @@
 """A site from its configuration to its last request: the parts, put together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import yaml
 from loguru import logger
 from pydantic import JsonValue
 
-from core.exceptions import ConfigurationError
 from core.plans import PlanStatus
 from datasite import audit
-from datasite.caller import Role
+from datasite.account_desk import AccountDesk, configured_accounts
 from datasite.certificates import SiteTls
 from datasite.configuration import SiteConfig, Tls, password_of
 from datasite.data.mock import make_mock
 from datasite.data.table import load_table
-from datasite.identity import require_strong_password
 from datasite.operator_door import DoorActions, open_door
 from datasite.publishing import PublishedDataset
+from datasite.refusals import Refusals
 from datasite.registry import Dataset
 from datasite.serving import PySyftServer
 from datasite.site import FactoryDataSite
@@ -29,9 +28,10 @@ def serve(config: SiteConfig) -> None:
         ConfigurationError: An account's password will not do, or the state cannot be opened.
         DataSiteError: The port is taken, or the site runs already.
     """
-    passwords = _researchers_passwords(config)
+    accounts = configured_accounts(config)
     tls = _open_tls(config.listen.tls)
     site = FactoryDataSite()
+    refusals = Refusals(lambda entry: _write(site, entry))
     server = PySyftServer(
         site_id=config.site_id,
         state=config.state,
@@ -41,43 +41,21 @@ def serve(config: SiteConfig) -> None:
         operator_password=password_of(config.operator, entry="operator"),
         handle=site.handle,
         tls=tls,
-        on_refused=lambda email, path: _note_refusal(site, email, path),
+        on_refused=refusals.note,
         allocate=site.allocate,
     )
     try:
         site.open(config)
         server.open()
-        _open_accounts(server, passwords)
+        desk = AccountDesk(accounts=server.accounts, write=lambda entry: _write(site, entry))
+        desk.open_configured(accounts)
         _publish_registered(site, server)
-        with open_door(_actions(site, server, tls), config.state):
+        with open_door(_actions(site, server, desk, tls), config.state):
             server.run()
     finally:
         server.close()
+        refusals.close()
         site.close()
-
-
-def _researchers_passwords(config: SiteConfig) -> dict[str, str]:
-    """Give the passwords by e-mail; one that will not do is found before the slow start."""
-    passwords = {}
-    for index, researcher in enumerate(config.researchers):
-        entry = f"researchers[{index}]"
-        password = password_of(researcher, entry=entry)
-        try:
-            require_strong_password(password, email=researcher.email)
-        except ConfigurationError as exc:
-            raise ConfigurationError(f"{entry}: {exc}") from exc
-        passwords[researcher.email] = password
-    return passwords
-
-
-def _open_accounts(server: PySyftServer, passwords: Mapping[str, str]) -> None:
-    """Open the researchers' accounts that are not there; the others stay as they are."""
-    for email, password in passwords.items():
-        if not server.has_account(email):
-            server.create_user(email=email, name=email, password=password, role=Role.RESEARCHER)
-            logger.bind(site_id=server.site_id).info(
-                "{} has an account now, as site.yaml says", email
-            )
 
 
 def _open_tls(settings: Tls | None) -> SiteTls | None:
@@ -86,11 +64,12 @@ def _open_tls(settings: Tls | None) -> SiteTls | None:
     return SiteTls(certificate=settings.certificate, key=settings.key)
 
 
-def _actions(site: FactoryDataSite, server: PySyftServer, tls: SiteTls | None) -> DoorActions:
+def _actions(
+    site: FactoryDataSite, server: PySyftServer, desk: AccountDesk, tls: SiteTls | None
+) -> DoorActions:
     return DoorActions(
         status=lambda: _status(site, server, tls),
-        users=server.list_users,
-        create_user=server.create_user,
+        accounts=desk,
         publish=lambda: _publish_registered(site, server),
     )
 
@@ -142,16 +121,6 @@ def _as_published(dataset: Dataset) -> PublishedDataset:
     )
 
 
-def _note_refusal(site: FactoryDataSite, email: str, path: str) -> None:
-    """Write down what an account was refused; a stranger, who could fill the ledger, is logged."""
-    if not email:
-        logger.warning("refused {} to a stranger", path)
-        return
-    entry = audit.Entry(
-        who=email,
-        action="call refused",
-        outcome="SecurityError",
-        detail={"path": path},
-    )
+def _write(site: FactoryDataSite, entry: audit.Entry) -> None:
     with site.ledger.transaction() as connection:
         audit.append(connection, entry)

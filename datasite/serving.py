@@ -8,10 +8,10 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Final
 
 import uvicorn
-from fastapi import APIRouter, Body, FastAPI, HTTPException, Request, Response
+from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from loguru import logger
 from starlette.types import Receive, Scope, Send
@@ -19,9 +19,11 @@ from starlette.types import Receive, Scope, Send
 from core.exceptions import ConfigurationError, DataSiteError, ProtocolError
 from core.packing import Allocate
 from core.wire import Parcel
-from datasite.caller import Caller, Role
+from datasite import log_in_route
+from datasite.accounts import Accounts
+from datasite.caller import Caller
 from datasite.identity import Identity, require_email, require_strong_password
-from datasite.operator_door import Account
+from datasite.log_in_route import LogInRoute
 from datasite.protocol import SiteProtocol
 from datasite.publishing import PublishedDataset
 from datasite.session_route import SessionRoute
@@ -142,9 +144,10 @@ class PySyftServer:
         self.open()
         app = FastAPI(openapi_url=None)
         app.include_router(_routes(self._opened()))
+        log_ins = LogInRoute(self._opened().log_in, self._on_refused)
         protocol = SiteProtocol.with_sessions(self._session_route())
         config = uvicorn.Config(
-            _Front(self._opened(), app),
+            _Front(self._opened(), log_ins, app),
             http=protocol,
             lifespan="off",
             log_config=None,
@@ -163,6 +166,7 @@ class PySyftServer:
             server.run(sockets=self._sockets())
         finally:
             protocol.work.shutdown(wait=False, cancel_futures=True)
+            log_ins.close()
             self.close()
 
     def close(self) -> None:
@@ -189,22 +193,14 @@ class PySyftServer:
         """Name the published datasets, in alphabetical order."""
         return self._opened().published_names()
 
-    def create_user(self, *, email: str, name: str, password: str, role: Role) -> Account:
-        """Open an account.
+    @property
+    def accounts(self) -> Accounts:
+        """The accounts; they can be changed while the site is open.
 
         Raises:
-            ConfigurationError: The e-mail or the password will not do.
-            DataSiteError: There is an account with this e-mail, or the site is not open.
+            DataSiteError: It is not.
         """
-        return self._opened().create_user(email=email, name=name, password=password, role=role)
-
-    def has_account(self, email: str) -> bool:
-        """Tell whether there is an account with this e-mail, a disabled one included."""
-        return self._opened().has_account(email)
-
-    def list_users(self) -> list[Account]:
-        """Give the accounts that can do something, by e-mail."""
-        return self._opened().list_users()
+        return self._opened().accounts
 
     def _session_route(self) -> SessionRoute:
         site = self._opened()
@@ -320,32 +316,38 @@ def _routes(site: "PySyftSite") -> APIRouter:
             raise HTTPException(403, "no guests here; log in with an account of this site")
         return Response(signatures, media_type=_BINARY)
 
-    @router.post("/login")
-    def login(email: Annotated[str, Body()], password: Annotated[str, Body()]) -> Response:
-        return Response(site.log_in(email, password), media_type=_BINARY)
-
     return router
 
 
 class _Front:
-    """The route of signed calls ahead of all others, whose framework costs as much as a call.
+    """The routes of signed calls and log-ins, ahead of all others.
+
+    Their framework costs as much as a call, and reads a body of any length.
 
     Args:
         site: Answers the calls.
+        log_ins: Answers log-ins.
         others: Answers all else.
     """
 
-    def __init__(self, site: "PySyftSite", others: FastAPI) -> None:
+    def __init__(self, site: "PySyftSite", log_ins: LogInRoute, others: FastAPI) -> None:
         self._site = site
         self._others = others
+        self._answers = {
+            _CALL: self._call,
+            ("POST", log_in_route.PATH): log_ins.answer,
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, as ASGI has it."""
-        if scope["type"] == "http" and (scope["method"], scope["path"]) == _CALL:
-            response = await self._call(Request(scope, receive))
-            await response(scope, receive, send)
-        else:
+        answer = (
+            self._answers.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
+        )
+        if answer is None:
             await self._others(scope, receive, send)
+        else:
+            response = await answer(Request(scope, receive))
+            await response(scope, receive, send)
 
     async def _call(self, request: Request) -> Response:
         blob = await _body(request)

@@ -166,6 +166,13 @@ class Sessions:
         with self._changing:
             self._forget(session_id)
 
+    def end_of(self, caller_key: str) -> None:
+        """End every session that the account behind this key has opened."""
+        with self._changing:
+            own = [s.session_id for s in self._open.values() if s.caller_key == caller_key]
+            for session_id in own:
+                self._forget(session_id)
+
     def keep_body(self, session: Session, body_hash: bytes, body: Buffer) -> None:
         """Keep the body of the session's last request, in place of the one before."""
         with self._changing:

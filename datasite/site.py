@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from loguru import logger
 
@@ -26,8 +26,12 @@ from core.exceptions import (
 )
 from core.interfaces import DataSiteInterface, ModelInterface
 from core.messages import (
+    AuditPage,
+    AuditRequest,
     DatasetDescription,
     Message,
+    PlansPage,
+    PlansRequest,
     SiteDescription,
     SplitSettings,
     TrainRequest,
@@ -37,13 +41,14 @@ from core.schema import DataSchema
 from core.version import VERSION
 from core.wire import Parcel
 from datasite import audit
-from datasite.caller import Caller
+from datasite.caller import Caller, require_may_ask
 from datasite.configuration import SiteConfig
 from datasite.consent import Consent, Grant, WorkRequest, facts_of
 from datasite.failures import as_failure
 from datasite.ledger import Ledger
 from datasite.local_training import LocalTraining
 from datasite.offers import require_known, require_offered
+from datasite.oversight import audit_page, plans_page
 from datasite.plans import Plan, Plans
 from datasite.records import OPERATOR, Records
 from datasite.registry import Dataset, Registry
@@ -53,6 +58,9 @@ from datasite.states import NOTHING, States
 from datasite.trainer import Trainer, TrainerProcess, Watch
 from datasite.training.objectives import available_algorithms
 from datasite.training.work import Assignment, Done, Job
+
+_MESSAGE_SHOWN: Final = 1000
+"""Characters of an error on the audit log: it may name what the request brought along."""
 
 
 def _own_process(config: SiteConfig) -> Trainer:
@@ -192,9 +200,12 @@ class FactoryDataSite(DataSiteInterface):
         return self._refuse(caller, message, error)
 
     def _answer(self, message: Message, request: Parcel, caller: Caller) -> Parcel:
+        require_may_ask(caller, message["kind"], site_id=self.config.site_id)
         match message["kind"]:
             case "describe":
                 return wire.encode(self.describe())
+            case "audit" | "plans":
+                return wire.encode(self._shown(message, caller))
             case "propose":
                 dataset = self.registry.find(message["dataset"], message["dataset_version"])
                 require_offered(message, site_id=self.config.site_id)
@@ -206,6 +217,17 @@ class FactoryDataSite(DataSiteInterface):
                 return self._work(message, request, caller)
             case kind:
                 raise DataSiteError(f"{self.config.site_id}: a {kind!r} message is no request")
+
+    def _shown(self, message: AuditRequest | PlansRequest, caller: Caller) -> AuditPage | PlansPage:
+        """Give a page of the audit log or of the plans, and write down who read it."""
+        page: AuditPage | PlansPage
+        after, site_id = message["after"], self.config.site_id
+        if message["kind"] == "audit":
+            page = audit_page(self.ledger, after=after, site_id=site_id)
+        else:
+            page = plans_page(self.plans, after=after, site_id=site_id)
+        self._audit(caller.email, f"{message['kind']} read", None, page, {"after": after})
+        return page
 
     def _work(self, message: WorkRequest, request: Parcel, caller: Caller) -> Parcel:
         """Work on a request, or give the stored reply when this very one was answered before."""
@@ -341,7 +363,7 @@ def _entry(
     who: str, action: str, plan_id: str | None, reply: Message, detail: dict[str, Any]
 ) -> audit.Entry:
     if reply["kind"] == "failure":
-        detail = {**detail, "message": reply["message"]}
+        detail = {**detail, "message": reply["message"][:_MESSAGE_SHOWN]}
     outcome = reply["error"] if reply["kind"] == "failure" else "ok"
     return audit.Entry(who=who, action=action, plan_id=plan_id, outcome=outcome, detail=detail)
 

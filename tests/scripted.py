@@ -86,9 +86,7 @@ def main() -> None:
         handle=lambda request, caller: scripted(request, caller.email),
     )
     server.open()
-    actions = DoorActions(
-        status=dict, users=server.list_users, create_user=server.create_user, publish=list
-    )
+    actions = DoorActions(status=dict, accounts=server.accounts, publish=list)
     with open_door(actions, state):
         server.run()
 

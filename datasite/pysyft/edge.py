@@ -7,7 +7,7 @@ and our own types.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from syft import serialize
 from syft.server.credentials import SyftVerifyKey
@@ -17,15 +17,18 @@ from syft.service.user.user_roles import ServiceRole
 
 from core.exceptions import ProtocolError
 from core.pysyft_patches import deserialize_only
-from datasite.caller import Caller, Role
+from datasite.accounts import Accounts
+from datasite.caller import Caller
 from datasite.changes import DatabaseChanges
 from datasite.identity import Identity, private_directory
-from datasite.operator_door import Account
 from datasite.publishing import PublishedDataset
-from datasite.pysyft.accounts import Accounts
+from datasite.pysyft.accounts import PySyftAccounts
 from datasite.pysyft.datasets import Datasets
 from datasite.pysyft.opening import DATABASE, open_datasite, settle_settings
 from datasite.sessions import Sessions
+
+ENVELOPE: Final = frozenset({"SyftVerifyKey", "nacl_verify_key", "bytes"})
+"""All that a signed call consists of before its content is looked at."""
 
 
 class PySyftSite:
@@ -70,10 +73,11 @@ class PySyftSite:
         root = AuthedServiceContext(
             server=self._datasite, credentials=self._datasite.verify_key, role=ServiceRole.ADMIN
         )
-        self.accounts = Accounts(self._datasite, root)
+        self._accounts = PySyftAccounts(self._datasite, root, self.sessions)
+        self._datasite.accounts = self._accounts
         self.datasets = Datasets(self._datasite, root)
         if not is_new:  # a new one has just been given both
-            self.accounts.settle_operator(operator_email, operator_password)
+            self._accounts.settle_operator(operator_email, operator_password)
         settle_settings(self._datasite, root, site_id)
         # What PySyft computes anew for each log-in, at half a second, cannot change any more.
         self._metadata: dict[str, object] = self._datasite.metadata.to(
@@ -85,6 +89,11 @@ class PySyftSite:
         self._datasite.stop()
         self._datasite.changes.close()
         self._datasite.db.engine.dispose()
+
+    @property
+    def accounts(self) -> Accounts:
+        """The accounts."""
+        return self._accounts
 
     def caller_of(self, key: str) -> Caller | None:
         """Give the account that signs with `key`, as it is now; None when it may do nothing."""
@@ -98,12 +107,14 @@ class PySyftSite:
         """Give the signatures that a PySyft client shows its user; None for strangers."""
         key = SyftVerifyKey.from_string(verify_key)
         if self._datasite.signer(key) is None:
+            self._datasite.note_outsider(key, "signatures")
             return None
         return _encode(self._datasite.get_api(key, protocol))
 
-    def log_in(self, email: str, password: str) -> bytes:
-        """See `Accounts.log_in`."""
-        return _encode(self.accounts.log_in(email, password))
+    def log_in(self, email: str, password: str) -> tuple[bytes, str | None]:
+        """See `PySyftAccounts.log_in`."""
+        answer, refused = self._accounts.log_in(email, password)
+        return _encode(answer), refused
 
     def call(self, blob: bytes) -> bytes:
         """Answer one signed call.
@@ -112,22 +123,10 @@ class PySyftSite:
             ProtocolError: `blob` is no signed call.
         """
         try:
-            signed = deserialize_only(blob, "SignedSyftAPICall")
+            signed = deserialize_only(blob, "SignedSyftAPICall", parts=ENVELOPE)
         except ValueError as exc:
             raise ProtocolError("not a signed PySyft call") from exc
         return _encode(self._datasite.handle_api_call(signed))
-
-    def create_user(self, *, email: str, name: str, password: str, role: Role) -> Account:
-        """See `Accounts.create`."""
-        return self.accounts.create(email=email, name=name, password=password, role=role)
-
-    def has_account(self, email: str) -> bool:
-        """See `Accounts.has`."""
-        return self.accounts.has(email)
-
-    def list_users(self) -> list[Account]:
-        """See `Accounts.all`."""
-        return self.accounts.all()
 
     def publish(self, dataset: PublishedDataset) -> None:
         """See `Datasets.publish`."""

@@ -23,10 +23,11 @@ from syft.types.errors import SyftException
 from syft.types.uid import UID
 
 from core.exceptions import SecurityError
-from core.pysyft_patches import REFUSED
-from datasite.caller import Caller, Role
+from core.pysyft_patches import REFUSED, deserialize_only
+from datasite.caller import Caller
 from datasite.changes import DatabaseChanges
-from datasite.doors import HANDLE_PATH, SESSION_PATH, reason_to_refuse
+from datasite.doors import HANDLE_PATH, SESSION_PATH, changes_password, reason_to_refuse
+from datasite.pysyft.accounts import PySyftAccounts
 from datasite.pysyft.roles import ROLES
 from datasite.sessions import Sessions
 
@@ -90,6 +91,7 @@ class HardenedDatasite(Datasite):
 
     answer: Callable[[bytes, Caller], bytes]
     on_refused: Callable[[str, str], None]
+    accounts: PySyftAccounts
     sessions: Sessions
     changes: DatabaseChanges
     known_signers: dict[str, tuple[int, _Signer]]
@@ -109,16 +111,24 @@ class HardenedDatasite(Datasite):
         return signer
 
     def _read_signer(self, key: SyftVerifyKey) -> _Signer | None:
+        user = self._user_with(key)
+        role = ROLES.get(user.role) if user else None
+        return _Signer(key, user, Caller(email=user.email, role=role)) if user and role else None
+
+    def _user_with(self, key: SyftVerifyKey) -> User | None:
         try:
-            user = self.services.user.stash.get_one(
+            return self.services.user.stash.get_one(
                 credentials=self.verify_key,
                 filters={"verify_key": key},
                 has_permission=True,  # saves looking up the root's own role each time
             ).unwrap()
         except NotFoundException:
             return None
-        role = ROLES.get(user.role)
-        return _Signer(key, user, Caller(email=user.email, role=role)) if role else None
+
+    def note_outsider(self, key: SyftVerifyKey, what: str) -> None:
+        """Write down that one was refused who may do nothing: a disabled account, or a stranger."""
+        user = self._user_with(key)
+        self.on_refused(user.email if user else "", what)
 
     def get_role_for_credentials(self, credentials: SyftVerifyKey) -> ServiceRole:
         """Give the role found for the call being answered; PySyft asks for it twice a call."""
@@ -137,18 +147,23 @@ class HardenedDatasite(Datasite):
         return SyftAPIData(data=self._result_of(api_call)).sign(self.signing_key)
 
     def _result_of(self, api_call: SignedSyftAPICall) -> Any:  # noqa: ANN401  PySyft's value
-        if not api_call.is_valid:
+        if not _is_signed(api_call):
+            self.on_refused("", "invalid signature")
             return SyftError(message=f"{REFUSED}the signature is not valid")
         signer = self.signer(api_call.credentials)
         if signer is None:
-            self.on_refused("", "unknown or disabled account")
+            self.note_outsider(api_call.credentials, "unknown or disabled account")
             return SyftError(
                 message=f"{REFUSED}the account is unknown or disabled; ask the operator for one"
             )
-        # A message may bring its own "decoded" form, which nobody signed: have it decoded here.
-        api_call.cached_deseralized_message = None
-        call = api_call.message
-        reason = self._reason_to_refuse(call, signer.caller.role)
+        try:
+            call = deserialize_only(api_call.serialized_message, "SyftAPICall")
+        except ValueError:
+            self.on_refused(signer.caller.email, "unreadable call")
+            return SyftError(message=f"{REFUSED}what was signed is no call that can be read")
+        # A message may bring its own "decoded" form, which nobody signed.
+        api_call.cached_deseralized_message = call
+        reason = self._reason_to_refuse(call, signer)
         if reason:
             self.on_refused(signer.caller.email, call.path)
             return SyftError(message=f"{REFUSED}{reason}")
@@ -162,14 +177,28 @@ class HardenedDatasite(Datasite):
                 return SyftSuccess(message="", value=self.carry(call.kwargs.get("request")))
             if call.path == SESSION_PATH:
                 return SyftSuccess(message="", value=self.open_session(call.kwargs.get("request")))
-            return super().handle_api_call_with_unsigned_result(api_call)
+            result = super().handle_api_call_with_unsigned_result(api_call)
+            if isinstance(result, SyftError):
+                self.on_refused(signer.caller.email, call.path)
+            elif changes_password(call.path, call.kwargs):
+                self._renew_key(call.kwargs["uid"])
+            return result  # noqa: TRY300
         except SyftException as exc:
+            self.on_refused(signer.caller.email, call.path)
             return SyftError.from_public_exception(exc)
         except Exception as exc:  # noqa: BLE001  a factory must answer; the text may hold data
             logger.opt(exception=exc).error("call of {} failed", call.path)
             return SyftError(message=f"the site failed with {type(exc).__name__}; see its log")
         finally:
             _SIGNER.reset(token)
+
+    def _renew_key(self, uid: UID) -> None:
+        """End what was begun with an account's last password; the root's key is the site's."""
+        user = self.services.user.stash.get_by_uid(
+            self.verify_key, uid, has_permission=True
+        ).unwrap()
+        if user.verify_key != self.verify_key:
+            self.accounts.renew_key(user.email)
 
     def carry(self, request: object) -> dict[str, bytes]:
         """Have the site answer the bytes of the signer's request.
@@ -208,9 +237,23 @@ class HardenedDatasite(Datasite):
         signer = self.signer(SyftVerifyKey.from_string(key))
         return signer.caller if signer else None
 
-    def _reason_to_refuse(self, call: SyftAPICall, role: Role) -> str | None:
+    def _reason_to_refuse(self, call: SyftAPICall, signer: _Signer) -> str | None:
         if call.server_uid != self.id:
             return "the call is for another site; log in again"
         if not call.blocking:
             return "there are no jobs here; call with blocking=True"
-        return reason_to_refuse(call.path, role, args=call.args, kwargs=call.kwargs)
+        return reason_to_refuse(
+            call.path,
+            signer.caller.role,
+            args=call.args,
+            kwargs=call.kwargs,
+            own_uid=signer.user.id,
+        )
+
+
+def _is_signed(api_call: SignedSyftAPICall) -> bool:
+    """Tell whether the account's key signed the call; a signature of another length is none."""
+    try:
+        return bool(api_call.is_valid)
+    except ValueError:
+        return False

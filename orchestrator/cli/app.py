@@ -9,6 +9,7 @@ import typer
 from core.commands import Debug, configure_logging, echo_json, echo_line, echo_table
 from core.commands import run as run_app
 from orchestrator.cli import certificates, testbed
+from orchestrator.cli.audit import audit
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 app.add_typer(testbed.app, name="testbed")
 app.add_typer(certificates.app, name="certificates")
+app.command()(audit)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 RunsFolder = Annotated[

@@ -17,6 +17,7 @@ from urllib.parse import quote, urlsplit
 
 from core.arena import Buffer
 from core.exceptions import (
+    AuthenticationError,
     CertificateError,
     CommunicationError,
     ConfigurationError,
@@ -139,6 +140,7 @@ class Channel:
             CommunicationError: The site was not reached, the connection broke, or HTTP 5xx.
             CertificateError: The site's certificate is not to be trusted; nothing was sent.
             DeadlineError: No answer in time.
+            AuthenticationError: HTTP 429: too many log-ins failed; the message says when to try.
             ProtocolError: No HTTP, http where https is spoken or the reverse, or HTTP 4xx.
         """
         kind = "application/json" if path == "login" else _BINARY
@@ -192,6 +194,12 @@ class Channel:
     def _require_ok(self, answer: Answer, path: str) -> None:
         if HTTPStatus.OK <= answer.status < HTTPStatus.MULTIPLE_CHOICES:
             return
+        if answer.status == HTTPStatus.TOO_MANY_REQUESTS:
+            raise AuthenticationError(
+                f"{self.url}: too many log-ins failed, of this account or from this machine; the "
+                f"site takes the next in {answer.headers.get('retry-after', 'some')} s: correct "
+                "the password before you try again"
+            )
         status = f"{self.url}: HTTP {answer.status} from {self._base}{path}"
         if answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             raise CommunicationError(f"{status}; see the log of the site, or of its proxy")

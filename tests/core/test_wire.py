@@ -100,6 +100,28 @@ training = record(
 )
 preprocessing = record(mean=few(finite), scale=few(positive), positive_weight=positive)
 score_counts = record(count=counts, loss_total=finite, negatives=few(counts), positives=few(counts))
+audit_entry = record(
+    seq=counts,
+    at=text,
+    who=text,
+    action=text,
+    plan_id=st.none() | text,
+    outcome=text,
+    detail=names_to(json_values),
+    previous_sha256=text,
+    sha256=text,
+)
+plan_record = record(
+    plan_id=text,
+    researcher=text,
+    status=text,
+    reason=text,
+    decided_by=text,
+    proposed_at=text,
+    decided_at=st.none() | text,
+    expires_at=text,
+    proposal=names_to(json_values),
+)
 dataset = record(name=text, version=one_up, rows=counts, schema=names_to(json_values))
 
 FIELDS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
@@ -165,6 +187,10 @@ FIELDS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "evaluation": record(
         datasite_id=text, round_num=counts, validation=score_counts, test=score_counts
     ),
+    "audit": record(after=counts),
+    "audit_page": record(datasite_id=text, rows=few(audit_entry), newest=counts),
+    "plans": record(after=counts),
+    "plans_page": record(datasite_id=text, plans=few(plan_record), total=counts),
     "failure": st.fixed_dictionaries(
         {"error": text, "message": text, "datasite_id": text}, optional={"round_num": counts}
     ),

@@ -46,6 +46,9 @@ VERBS = [
     "plans approver",
     "users add",
     "users list",
+    "users disable",
+    "users enable",
+    "users password",
     "audit show",
     "audit export",
     "audit verify",
@@ -616,8 +619,15 @@ def test_a_log_that_was_tampered_with_ends_with_exit_code_1(
 
 @pytest.mark.parametrize(
     "arguments",
-    [["status"], ["users", "list"], ["users", "add", "--email", "a@b.example.com"]],
-    ids=["status", "users list", "users add"],
+    [
+        ["status"],
+        ["users", "list"],
+        ["users", "add", "--email", "a@b.example.com"],
+        ["users", "disable", "a@b.example.com"],
+        ["users", "enable", "a@b.example.com"],
+        ["users", "password", "a@b.example.com"],
+    ],
+    ids=lambda arguments: " ".join(arguments[:2]),
 )
 def test_a_site_that_does_not_run_is_said_with_how_to_start_it(
     datasite: Command, config: Path, arguments: list[str]

@@ -177,12 +177,14 @@ def test_a_password_file_that_cannot_be_read_is_named(tmp_path: Path, kind: str)
 LAB = {"email": "r@lab.example.com", "password": "staple battery horse"}
 
 
-def test_researchers_have_passwords_of_their_own(tmp_path: Path) -> None:
+@pytest.mark.parametrize("section", ["researchers", "auditors"])
+def test_accounts_have_passwords_of_their_own(tmp_path: Path, section: str) -> None:
     """Given as the operator's is; a relative file starts at site.yaml."""
     (tmp_path / "lab").write_text("from the file\n")
     filed = {"email": "s@lab.example.com", "password_file": "lab"}
-    config = load(tmp_path, researchers=[LAB, filed])
-    assert [(r.email, password_of(r, entry="researchers")) for r in config.researchers] == [
+    config = load(tmp_path, **{section: [LAB, filed]})
+    accounts = getattr(config, section)
+    assert [(each.email, password_of(each, entry=section)) for each in accounts] == [
         (LAB["email"], LAB["password"]),
         (filed["email"], "from the file"),
     ]
@@ -201,6 +203,12 @@ def test_an_account_is_named_once(tmp_path: Path, emails: list[str]) -> None:
     """Two passwords for one e-mail, or a second role for the operator's, are a mistake."""
     message = refused(tmp_path, researchers=[{**LAB, "email": email} for email in emails])
     assert f"name more than once: {emails[-1].lower()}" in message
+
+
+def test_an_account_is_a_researchers_or_an_auditors(tmp_path: Path) -> None:
+    """One e-mail has one role."""
+    message = refused(tmp_path, researchers=[LAB], auditors=[LAB])
+    assert f"name more than once: {LAB['email']}" in message
 
 
 def test_a_researchers_mistakes_are_told_with_their_place(tmp_path: Path) -> None:
@@ -226,15 +234,16 @@ def test_a_researchers_mistakes_are_told_with_their_place(tmp_path: Path) -> Non
     ],
     ids=["weak", "unreadable"],
 )
-def test_a_site_does_not_start_with_a_researchers_password_that_will_not_do(
-    tmp_path: Path, researcher: dict[str, str], reason: str
+@pytest.mark.parametrize("section", ["researchers", "auditors"])
+def test_a_site_does_not_start_with_an_accounts_password_that_will_not_do(
+    tmp_path: Path, section: str, researcher: dict[str, str], reason: str
 ) -> None:
     """The entry is named, before PySyft is started and before a state is made, which fails here."""
     (tmp_path / "in the way").touch()
     good = {**LAB, "email": "s@lab.example.com"}
-    researchers = [good, {"email": LAB["email"], **researcher}]
-    config = load(tmp_path, state="in the way/state", researchers=researchers)
-    with pytest.raises(ConfigurationError, match=r"^researchers\[1\]") as caught:
+    accounts = [good, {"email": LAB["email"], **researcher}]
+    config = load(tmp_path, state="in the way/state", **{section: accounts})
+    with pytest.raises(ConfigurationError, match=rf"^{section}\[1\]") as caught:
         serve(config)
     assert reason in str(caught.value)
 

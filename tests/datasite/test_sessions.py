@@ -290,6 +290,14 @@ def _room_for_ten_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasite.sessions._MOST_BODIES_BYTES", 10)
 
 
+def test_an_account_that_is_shut_out_has_no_session_left(sessions: Sessions) -> None:
+    """All of its own end at once; another account's do not."""
+    own = [open_one(sessions) for _ in range(3)]
+    other = open_one(sessions, of="07e4")
+    sessions.end_of("ca11e4")
+    assert [is_open(sessions, each) for each in [*own, other]] == [False, False, False, True]
+
+
 @pytest.mark.usefixtures("_room_for_ten_bytes")
 def test_the_bodies_of_all_sessions_have_one_limit(sessions: Sessions) -> None:
     """Beyond it those let go of theirs that were used the longest ago, as many as it takes."""

@@ -68,8 +68,7 @@ def main() -> None:
     server.open()
     actions = DoorActions(
         status=lambda: {"refused": list(refused), "published": list(server.published_names())},
-        users=server.list_users,
-        create_user=server.create_user,
+        accounts=server.accounts,
         publish=publish,
     )
     with open_door(actions, state):

@@ -28,11 +28,12 @@ from core.exceptions import (
     ProtocolError,
     SecurityError,
 )
-from core.pysyft_patches import REFUSED
+from core.pysyft_patches import REFUSED, deserialize_only
 from core.wire import Parcel
 from datasite.caller import Role
 from datasite.operator_door import socket_path
 from datasite.pysyft.accounts import NO_ACCOUNT_HASH
+from datasite.pysyft.edge import ENVELOPE
 from orchestrator.communication.pysyft import PySyftCarrier
 
 pytestmark = pytest.mark.live
@@ -284,7 +285,23 @@ def test_an_account_changes_its_own_password_only(
     assert is_refused(call(notebook, "user.update", uid=own.id, password="short"))
     answer = call(notebook, "user.update", uid=other.id, password="A-new-operator-password-1")
     assert isinstance(answer, SyftError)
-    notebook.account.set_password(RESEARCHER[1], confirm=False)
+
+
+def test_a_password_changed_in_a_notebook_ends_what_the_old_one_began(site: SiteProcess) -> None:
+    """A log-in gives a key away, so the key changes too: the notebook's own is of no use either."""
+    old, new = ("own@lab.example.com", "Own-of-the-lab-1"), "Own-of-the-lab-2"
+    with site.door() as door:
+        door.create_user(email=old[0], name="Own", password=old[1], role=Role.RESEARCHER)
+    carrier = site.carrier(old)
+    notebook = sy.login(url=site.url, email=old[0], password=old[1])
+    notebook.account.set_password(new, confirm=False)
+
+    with pytest.raises(SecurityError, match="unknown or disabled"):
+        carrier.exchange(Parcel.of(b"in"), deadline_s=_DEADLINE_S)
+    assert is_refused(call(notebook, "user.get_current_user"))
+    with pytest.raises(AuthenticationError):
+        site.carrier(old)
+    site.carrier((old[0], new)).close()
 
 
 def test_what_is_not_signed_is_not_done(notebook: Notebook) -> None:
@@ -297,6 +314,50 @@ def test_what_is_not_signed_is_not_done(notebook: Notebook) -> None:
     )
     answer = debox_signed_syftapicall_response(notebook.connection.make_call(signed)).unwrap()
     assert answer.value.email == RESEARCHER[0]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [b"SignedSyftAPICall\0", b"SyftVerifyKey\0", b"signature\0"],
+    ids=["call", "key", "field"],
+)
+def test_a_text_without_an_end_does_not_end_the_site(
+    site: SiteProcess, notebook: Notebook, name: bytes
+) -> None:
+    """One byte by a stranger: Cap'n Proto's reader ends the process over it (pycapnp 2.0.0)."""
+    call = SyftAPICall(server_uid=notebook.id, path="dataset.get_all", args=[], kwargs={})
+    blob = sy.serialize(call.sign(credentials=SyftSigningKey.generate()), to_bytes=True)
+    assert blob.count(name) == 1
+    response = httpx.post(
+        f"{site.url}/api/v2/api_call", content=blob.replace(name, name[:-1] + b"\xaf")
+    )
+    assert response.status_code == 400
+    assert site.answers()
+
+
+def test_a_strangers_envelope_builds_nothing_of_another_type(notebook: Notebook) -> None:
+    """PySyft would build whatever is named in it, before anybody has looked who signed it."""
+    call = SyftAPICall(server_uid=notebook.id, path="dataset.get_all", args=[], kwargs={})
+    signed = call.sign(credentials=SyftSigningKey.generate())
+    whole = sy.serialize(signed, to_bytes=True)
+    assert deserialize_only(whole, "SignedSyftAPICall", parts=ENVELOPE).is_valid
+    signed.__dict__["signature"] = {"x": b"1"}
+    stuffed = sy.serialize(signed, to_bytes=True)
+    with pytest.raises(ValueError, match="a PySyft 'dict' has no place here"):
+        deserialize_only(stuffed, "SignedSyftAPICall", parts=ENVELOPE)
+
+
+def test_a_message_cannot_claim_to_hold_more_than_it_does(site: SiteProcess) -> None:
+    """A list of half a billion names, of no bytes each, in 48 bytes: it is not read to its end."""
+    segment = [1 | 4 << 48, 0, 1 | (3 << 2) | 0, 0, 0, 0]
+    segment[2] = 1 | (1 << 29) - 1 << 35  # a list of elements of no size, at the place of the names
+    blob = (len(segment) << 32).to_bytes(8, "little") + b"".join(
+        (word % (1 << 64)).to_bytes(8, "little") for word in segment
+    )
+    began = time.monotonic()
+    response = httpx.post(f"{site.url}/api/v2/api_call", content=blob, timeout=60)
+    assert response.status_code == 400
+    assert time.monotonic() - began < 5
 
 
 def test_the_door_opens_accounts_and_lists_them(site: SiteProcess) -> None:

@@ -3,20 +3,15 @@
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from site_process import OPERATOR, SiteProcess
 
 from core.exceptions import ConfigurationError, DataSiteError, SecurityError
+from datasite.accounts import Account, Accounts
 from datasite.caller import Role
-from datasite.operator_door import (
-    Account,
-    DoorActions,
-    OperatorDoor,
-    open_door,
-    socket_path,
-)
+from datasite.operator_door import DoorActions, OperatorDoor, open_door, socket_path
 from datasite.serving import PySyftServer
 
 pytestmark = pytest.mark.live
@@ -76,15 +71,23 @@ def refuse() -> list[str]:
     raise SecurityError("not today")
 
 
+class OneAccount:
+    """The accounts of a site that has one and keeps to it."""
+
+    def all(self) -> list[Account]:
+        """Give the one."""
+        return [Account(email=OPERATOR[0], name="Operator", role=Role.OPERATOR)]
+
+    def __getattr__(self, name: str) -> object:
+        """Fail the test: nothing else is to be asked for."""
+        return pytest.fail(f"{name} was not asked for")
+
+
 @pytest.fixture
 def actions() -> DoorActions:
     """Give the actions of a site that has one account and publishes nothing."""
-    return DoorActions(
-        status=lambda: {"datasets": 2},
-        users=lambda: [Account(email=OPERATOR[0], name="Operator", role=Role.OPERATOR)],
-        create_user=lambda **_account: pytest.fail("not asked for"),
-        publish=refuse,
-    )
+    accounts = cast("Accounts", OneAccount())
+    return DoorActions(status=lambda: {"datasets": 2}, accounts=accounts, publish=refuse)
 
 
 @pytest.fixture(params=[10, 120], ids=["short-path", "path-too-long-for-a-socket"])
