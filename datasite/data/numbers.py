@@ -26,4 +26,5 @@ def no_number(value: object) -> str:
         hint = "; write decimals with a point"
     else:
         hint = ""
-    return f"{value!r} is not a number{hint}"
+    shown = repr(value) if isinstance(value, (str, bool)) else text
+    return f"{shown} is not a number{hint}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import re
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -36,6 +37,9 @@ BUFFER_BYTES: Final = 2**20
 
 _SHOWN: Final = 12
 """Columns of a file that a message names."""
+
+_FIELDS: Final = re.compile(r"Expected (\d+) fields in line (\d+), saw (\d+)")
+_QUOTE: Final = re.compile(r"EOF inside string starting at row (\d+)")
 
 _EMPTY = ["", "NA", "N/A", "NaN", "nan", "null", "NULL", "None"]
 """What stands for no number. In text columns only the empty field does: `NA` may be a name."""
@@ -70,11 +74,13 @@ def read_file(path: Path, schema: DataSchema) -> RawTable:
     """
     readers = {".csv": _read_csv, ".parquet": _read_parquet}
     reader = readers.get(path.suffix.lower())
-    if path.is_dir():
-        raise DataError(f"{path}: is a directory; name the file in it")
-    if reader is None:
-        raise DataError(f"{path}: the suffix says neither .csv nor .parquet; rename or convert it")
     try:
+        if path.is_dir():
+            raise DataError(f"{path}: is a directory; name the file in it")
+        if reader is None:
+            raise DataError(
+                f"{path}: the suffix says neither .csv nor .parquet; rename or convert it"
+            )
         if path.stat().st_size == 0:
             raise DataError(f"{path}: the file is empty (0 bytes)")
         raw = reader(path, schema)
@@ -144,10 +150,22 @@ def _csv_chunks(
             "are the decimals written with commas?"
         ) from exc
     except pd.errors.ParserError as exc:
-        reason = str(exc).removeprefix("Error tokenizing data. C error: ").strip()
-        raise DataError(f"{path}: is not a well-formed CSV file: {reason}") from exc
+        raise DataError(f"{path}: {_said_of(str(exc))}") from exc
     except OSError as exc:
         raise DataError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
+
+
+def _said_of(reason: str) -> str:
+    """Say in our words what pandas says of a malformed file."""
+    if fields := _FIELDS.search(reason):
+        named, line, found = fields.groups()
+        return (
+            f"line {line} has {found} fields, the header names {named}; is a decimal written with "
+            "a comma, or a comma in a text without quotes?"
+        )
+    if quote := _QUOTE.search(reason):
+        return f"the quote that is opened in line {int(quote[1]) + 1} is never closed"
+    return f"is not a well-formed CSV file: {reason.rpartition('error: ')[2].strip()}"
 
 
 def _next_chunk(reader: Iterator[pd.DataFrame]) -> pd.DataFrame | None:
@@ -242,24 +260,27 @@ def _require_columns(path: Path, header: tuple[str, ...], schema: DataSchema) ->
     if twice:
         raise DataError(f"{path}: the header names {twice[0]!r} more than once; keep one of them")
     if not wanted:
+        if len(header) == 1:
+            _require_commas(path, header[0])
+        hint = "; does its first line name the columns?" if any(map(_is_number, header)) else ""
         raise DataError(
             f"{path}: has none of the columns of schema {schema.name!r}; "
-            f"its columns are {_listed(header)}{_separator(header)}"
+            f"its columns are {_listed(header)}{hint}"
         )
     return wanted
 
 
-def _separator(header: tuple[str, ...]) -> str:
-    """Say what separates the columns where it is no comma."""
-    if len(header) > 1:
-        return ""
+def _require_commas(path: Path, line: str) -> None:
     for mark, called in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
-        if mark in header[0]:
-            return (
-                f"; they are separated by {called}: write the file with commas between columns "
-                "and points in decimals"
+        if mark in line:
+            raise DataError(
+                f"{path}: its columns are separated by {called}; save it with commas between "
+                "columns and points in decimals"
             )
-    return "; columns must be separated by commas"
+
+
+def _is_number(name: str) -> bool:
+    return name.strip().lstrip("+-").replace(".", "", 1).isdigit()
 
 
 def _listed(header: Sequence[str]) -> str:
