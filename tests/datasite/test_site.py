@@ -595,8 +595,9 @@ def test_a_part_with_one_label_is_told_by_its_size_only(
     [
         ({"metrics": {"train_loss": 0.5, "row": 42.0}}, "row"),
         ({"metrics": {"largest_value": 1.0}}, "largest_value"),
+        ({"metrics": {"psi.load": 42.0}}, "psi.load"),
     ],
-    ids=["beside a known one", "alone"],
+    ids=["beside a known one", "alone", "a drift that the site did not find"],
 )
 def test_an_unknown_metric_does_not_leave(
     open_site: OpenSite, tmp_path: Path, changes: dict[str, Any], named: str

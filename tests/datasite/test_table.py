@@ -326,3 +326,78 @@ def test_a_whole_number_column_accepts_numbers_written_with_a_point(tmp_path: Pa
 
     assert table["strokes"].dtype == np.float64
     assert table.loc[2, "strokes"] == 3.0
+
+
+LONG = 70_000
+"""Rows of a file that is read in two chunks."""
+
+
+def long_file(folder: Path, *changes: tuple[int, str, object]) -> Path:
+    """Write seven presses with 10,000 minutes each, with cells changed as (line, column, value)."""
+    number = np.arange(LONG)
+    table = pd.DataFrame(
+        {
+            "press_id": number // 10_000,
+            "minute": number % 10_000,
+            "vibration": 1.5,
+            "strokes": 5,
+            "oil": "mineral",
+            "failure": number % 2,
+        }
+    ).astype(object)
+    for line, column, value in changes:
+        table.loc[line - 2, column] = value
+    table.to_csv(folder / "long.csv", index=False)
+    return folder / "long.csv"
+
+
+def test_a_long_file_is_judged_as_a_whole(tmp_path: Path) -> None:
+    """Counts run over its chunks, and lines are those of the file."""
+    report = check_table(
+        long_file(tmp_path, (3, "strokes", ""), (69_000, "vibration", 99), (70_001, "strokes", "")),
+        SCHEMA,
+    )
+    assert (report.rows, report.windows, len(report.balance)) == (LONG, LONG, 7)
+    assert report.balance["6"] == (5000, 5000)
+    assert report.span == ("0", "9999")
+    assert report.missing["strokes"] == 2
+    assert [(v.line, v.column) for v in report.violations] == [(69_000, "vibration")]
+
+
+def test_a_row_is_repeated_over_any_distance(tmp_path: Path) -> None:
+    """The last line has the machine and time of the second."""
+    path = long_file(tmp_path, (LONG + 1, "press_id", 0), (LONG + 1, "minute", 1))
+    report = check_table(path, SCHEMA)
+    assert report.duplicates == 1
+    assert report.violations[0].describe("line") == (
+        "line 70001, 'minute': has the same machine and time as line 3"
+    )
+
+
+def test_a_rule_is_shown_five_times_however_long_the_file(tmp_path: Path) -> None:
+    """Three broken cells in the first chunk and three in the second."""
+    lines = [2, 3, 4, 66_000, 66_001, 66_002]
+    report = check_table(long_file(tmp_path, *((n, "vibration", -1) for n in lines)), SCHEMA)
+    assert [violation.line for violation in report.violations] == lines[:5]
+    assert report.violation_count == 6
+
+
+def test_a_report_fits_a_terminal(tmp_path: Path) -> None:
+    """A hundred columns, whatever the file's columns are called, but for a path."""
+    header = [*HEADER, *(f"a rather long name of column {i}" for i in range(40))]
+    rows = [[*row, *range(40)] for row in changed(5, "oil", "an oil that nobody has heard of")]
+    text = render(check_table(write(tmp_path, rows, header), SCHEMA))
+    assert max(map(len, text.splitlines()[1:])) <= 100
+
+
+def test_a_report_says_what_each_column_should_be(tmp_path: Path) -> None:
+    """Range and unit, or the values; how much is missing, how much may be."""
+    rows = changed(3, "strokes", "")
+    rows[9][2] = 99
+    lines = render(check_table(write(tmp_path, rows), SCHEMA)).splitlines()
+    cells = {
+        line.split()[0]: line.split()[1:] for line in lines if line[:3] in {"vib", "str", "oil"}
+    }
+    assert cells["vibration"] == ["0", "to", "45", "mm/s", "0", "0.0%", "1", "(1.7%)"]
+    assert cells["strokes"] == ["0", "to", "100", "1", "(1.7%)", "10.0%", "0"]
+    assert cells["oil"] == ["mineral,", "synthetic,", "NA", "0", "0.0%", "0"]
