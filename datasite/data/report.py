@@ -41,7 +41,8 @@ def _summary(report: TableReport) -> Iterable[str]:
         yield f"duplicates  {report.duplicates:,}"
     if report.label_rate is not None:
         failures = sum(ones for _, ones in report.balance.values())
-        yield f"failures    {failures:,} ({report.label_rate:.2%})"
+        ahead = f", within {report.horizon_steps:,} steps" if report.horizon_steps else ""
+        yield f"failures    {failures:,} ({report.label_rate:.2%}){ahead}"
     if report.ignored:
         yield from _wrapped(f"ignored     {', '.join(report.ignored)}", indent=12)
 

@@ -32,6 +32,7 @@ class TableReport:
         windows: How many windows they make.
         span: First and last time as text; None without a readable time column.
         label_rate: Fraction of rows with label 1; None without a readable label.
+        horizon_steps: How far ahead the label looks.
         balance: Rows with label 0 and with label 1, for each machine; one machine when the schema
             has no machine column.
         sensors: The schema's columns that the file has.
@@ -49,6 +50,7 @@ class TableReport:
     windows: int
     span: tuple[str, str] | None
     label_rate: float | None
+    horizon_steps: int
     balance: Mapping[str, tuple[int, int]]
     sensors: tuple[Column, ...]
     missing: Mapping[str, int]
@@ -148,6 +150,7 @@ def _report(
         windows=windows,
         span=check.span.text(),
         label_rate=positives / labelled if labelled else None,
+        horizon_steps=schema.label.horizon_steps,
         balance=balance,
         sensors=sensors,
         missing={column.name: check.empty[column.name] for column in sensors},

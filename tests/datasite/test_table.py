@@ -390,6 +390,14 @@ def test_a_report_fits_a_terminal(tmp_path: Path) -> None:
     assert max(map(len, text.splitlines()[1:])) <= 100
 
 
+def test_a_report_says_how_far_the_label_looks_ahead(tmp_path: Path) -> None:
+    """Beside how often it is 1."""
+    label = SCHEMA.label.model_copy(update={"horizon_steps": 60})
+    ahead = SCHEMA.model_copy(update={"label": label})
+    text = render(check_table(write(tmp_path, good_rows()), ahead))
+    assert "failures    6 (10.00%), within 60 steps\n" in text
+
+
 def test_a_report_says_what_each_column_should_be(tmp_path: Path) -> None:
     """Range and unit, or the values; how much is missing, how much may be."""
     rows = changed(3, "strokes", "")
