@@ -6,6 +6,8 @@ What is expected is the whole message, but for the folder that the file lies in.
 import gzip
 import io
 from collections.abc import Callable
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,9 @@ import pytest
 from core.configuration import load_yaml
 from core.exceptions import ConfigurationError, DataError
 from core.schema import DataSchema
-from datasite.data.table import check_table, load_table
+from datasite.data.table import check_table
+from datasite.ledger import Ledger
+from datasite.registry import Registry
 
 ROWS = 60
 SCHEMA = DataSchema.model_validate(
@@ -739,14 +743,14 @@ def test_there_are_as_many_as_factories_have_ways() -> None:
 
 @pytest.mark.parametrize("name", CSV)
 def test_a_broken_csv_file_is_refused_in_plain_words(tmp_path: Path, name: str) -> None:
-    """By the loading as by the check, which both say the same of it."""
+    """By the registration as by the check, which both say the same of it."""
     content, message = CSV[name]
     refused_alike(tmp_path / "press.csv", content, message)
 
 
 @pytest.mark.parametrize("name", PARQUET)
 def test_a_broken_parquet_file_is_refused_in_plain_words(tmp_path: Path, name: str) -> None:
-    """By the loading as by the check, which both say the same of it."""
+    """By the registration as by the check, which both say the same of it."""
     content, message = PARQUET[name]
     refused_alike(tmp_path / "press.parquet", content, message)
 
@@ -782,9 +786,14 @@ def test_a_path_that_is_no_table_is_refused(tmp_path: Path, name: str, message: 
 
 
 def refused_alike(path: Path, content: str | bytes, message: str) -> None:
-    """Require that `path` is refused with `message`, and that a check finds as much."""
+    """Require that a site will not register `path`, for `message`, and that a check finds it."""
     written(path, content)
-    assert told(lambda: load_table(path, SCHEMA), path) == message
+    with closing(Ledger(path.with_name("ledger.db"), site_id="factory-1")) as ledger:
+        registry = Registry(ledger, path.with_name("data"), site_id="factory-1")
+        register = partial(registry.register, path, SCHEMA, name="press", who="operator")
+        assert told(register, path) == message
+        assert registry.versions() == []
+    assert list(path.with_name("data").iterdir()) == []
     if "breaks schema" not in message:
         assert told(lambda: check_table(path, SCHEMA), path) == message
         return
