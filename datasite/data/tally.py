@@ -22,9 +22,6 @@ class Machines:
         self._numbers: dict[str, int] = {}
         self._counts = np.zeros((0, 3), dtype=np.int64)
 
-    def __len__(self) -> int:
-        return len(self._numbers)
-
     @property
     def sizes(self) -> npt.NDArray[np.int64]:
         """Rows of each machine, whatever their label."""
