@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from core.exceptions import DataError
@@ -66,9 +67,12 @@ def require_parquet(path: Path) -> None:
 
 
 def _require_text(path: Path) -> CsvBytes:
-    has_quotes, line = False, 1
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    has_quotes, line, is_over = False, 1, False
     with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES) + file.readline():  # whole lines
+        while not is_over:
+            block = file.read(_BLOCK_BYTES)
+            is_over = not block
             has_quotes = has_quotes or b'"' in block
             at = block.find(b"\0")
             if at >= 0:
@@ -78,12 +82,12 @@ def _require_text(path: Path) -> CsvBytes:
                     f"{_SAVE_AS_CSV}"
                 )
             try:
-                block.decode()
+                decoder.decode(block, final=is_over)
             except UnicodeDecodeError as exc:
-                line += block.count(b"\n", 0, exc.start)
+                line += exc.object.count(b"\n", 0, exc.start)
                 raise DataError(
                     f"{path}: is not UTF-8 text: line {line} has the byte "
-                    f"0x{block[exc.start]:02x}; {_SAVE_AS_CSV}"
+                    f"0x{exc.object[exc.start]:02x}; {_SAVE_AS_CSV}"
                 ) from exc
             line += block.count(b"\n")
     return CsvBytes(has_quotes)

@@ -5,6 +5,7 @@ What is expected is the whole message, but for the folder that the file lies in.
 
 import gzip
 import io
+import os
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
@@ -783,6 +784,21 @@ def test_a_path_that_is_no_table_is_refused(tmp_path: Path, name: str, message: 
     (tmp_path / "round.csv").symlink_to(tmp_path / "round.csv")
     path = tmp_path / name
     assert told(lambda: check_table(path, SCHEMA), path) == message
+
+
+def test_a_file_of_somebody_else_is_refused(tmp_path: Path) -> None:
+    """What the site's account may not read; root, which may read all, is nobody for a moment."""
+    path = written(tmp_path / "press.csv", text())
+    path.chmod(0)
+    mine = os.geteuid()
+    if mine == 0:
+        os.seteuid(65534)
+    try:
+        assert told(lambda: check_table(path, SCHEMA), path) == (
+            "FILE: cannot be read: Permission denied"
+        )
+    finally:
+        os.seteuid(mine)
 
 
 def refused_alike(path: Path, content: str | bytes, message: str) -> None:

@@ -199,6 +199,23 @@ def test_a_byte_that_is_not_utf8_is_found_deep_in_a_file(tmp_path: Path) -> None
         check_table(path, SCHEMA)
 
 
+@pytest.mark.parametrize("before", [2**20 - 1, 2**20], ids=["across blocks", "in the second"])
+def test_a_letter_is_read_whole_wherever_it_stands(tmp_path: Path, before: int) -> None:
+    """A letter of two bytes may begin at the end of what is looked through at a time."""
+    path = write(tmp_path, good_rows(), [*HEADER[:-1], "failure,remark"])
+    head, *lines = path.read_text().splitlines()
+    lines = [f"{line}," for line in lines]
+    start = len("\n".join([head, lines[0]]))
+    lines[0] += "x" * (before - start) + "ö"
+    path.write_text("\n".join([head, *lines]) + "\n", encoding="utf-8")
+    assert path.read_bytes()[before : before + 2] == "ö".encode()
+
+    assert check_table(path, SCHEMA).violation_count == 0
+    path.write_bytes(path.read_bytes().replace("ö".encode(), b"\xc3("))
+    with pytest.raises(DataError, match="line 2 has the byte 0xc3"):
+        check_table(path, SCHEMA)
+
+
 def test_truth_values_and_dates_are_no_sensor_readings(tmp_path: Path) -> None:
     """Parquet could count them as 1 and as nanoseconds; an operator would not."""
     frame = pd.DataFrame(good_rows(), columns=HEADER)
