@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
-from tempfile import mkstemp
 from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import Text, bindparam, func, select
@@ -18,8 +15,11 @@ from core.exceptions import DataError, DataSiteError
 from core.schema import DataSchema
 from datasite import audit
 from datasite.ledger import CountsRow, DatasetRow, now
+from datasite.unfinished import unfinished_file
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pandas as pd
     from sqlalchemy import Row
     from sqlalchemy.orm import Session
@@ -94,20 +94,15 @@ class Registry:
         Raises:
             DataError: The data break the schema, or cannot be kept; nothing is.
         """
-        with ExitStack() as undo:
-            part = self._new_part(name)
-            undo.callback(part.unlink, missing_ok=True)
-            copied = self._copy(file, schema, name, part)
-            with self._ledger.write() as session:  # from here on nobody else can take the version
-                known = self._newest(name)
-                if known is not None and known.schema == schema and copied.is_of(known):
-                    return known
-                dataset = self._keep(copied, schema, name, session)
-                undo.callback(dataset.file.unlink, missing_ok=True)
-                _record(session, dataset, who)
-                session.add(self._counted(session, dataset, copied.counts))
-            undo.pop_all()
-        return dataset
+        try:
+            with unfinished_file(self._folder) as part:
+                return self._register(_copy(file, schema, part), schema, name=name, who=who)
+        except OSError as exc:
+            raise DataError(
+                f"{self._site_id}: {name!r} cannot be kept in {self._folder}: "
+                f"{exc.strerror or exc}",
+                site_id=self._site_id,
+            ) from exc
 
     def current(self) -> list[Dataset]:
         """Give the newest version of each dataset, by name."""
@@ -181,39 +176,18 @@ class Registry:
         rows = self._ledger.rows(_NEWEST, name=name)
         return self._as_dataset(rows[0]) if rows else None
 
-    def _new_part(self, name: str) -> Path:
-        try:
-            descriptor, part = mkstemp(suffix=".part", dir=self._folder)
-        except OSError as exc:
-            raise self._not_kept(name, exc) from exc
-        os.close(descriptor)
-        return Path(part)
-
-    def _copy(self, file: Path, schema: DataSchema, name: str, part: Path) -> _Copied:
-        """Write the rows of `file` to `part` while they are checked and counted."""
-        from datasite.data.copy import CopyWriter  # noqa: PLC0415 - pandas, for this alone
-        from datasite.data.drift import Counting  # noqa: PLC0415
-        from datasite.data.table import stream_table  # noqa: PLC0415
-
-        counting = Counting(schema)
-
-        def take(chunk: pd.DataFrame) -> None:
-            counting.add(chunk)
-            writer.add(chunk)
-
-        try:
-            with CopyWriter(part, schema) as writer:
-                rows = stream_table(file, schema, take)
-        except OSError as exc:
-            raise self._not_kept(name, exc) from exc
-        return _Copied(rows=rows, file=part, sha256=file_sha256(part), counts=counting.counts())
-
-    def _not_kept(self, name: str, error: OSError) -> DataError:
-        return DataError(
-            f"{self._site_id}: {name!r} cannot be kept in {self._folder}: "
-            f"{error.strerror or error}",
-            site_id=self._site_id,
-        )
+    def _register(self, copied: _Copied, schema: DataSchema, *, name: str, who: str) -> Dataset:
+        with ExitStack() as undo:
+            with self._ledger.write() as session:  # from here on nobody else can take the version
+                known = self._newest(name)
+                if known is not None and known.schema == schema and copied.is_of(known):
+                    return known
+                dataset = self._keep(copied, schema, name, session)
+                undo.callback(dataset.file.unlink, missing_ok=True)
+                _record(session, dataset, who)
+                session.add(_counted(session, dataset, copied.counts))
+            undo.pop_all()
+        return dataset
 
     def _keep(self, copied: _Copied, schema: DataSchema, name: str, session: Session) -> Dataset:
         last = session.scalar(select(func.max(DatasetRow.version)).where(DatasetRow.name == name))
@@ -221,10 +195,7 @@ class Registry:
         # The name is the operator's text: it goes into the ledger, and only its hash into a path.
         stem = hashlib.sha256(name.encode()).hexdigest()[:16]
         target = self._folder / f"{stem}-v{version}.parquet"
-        try:
-            copied.file.replace(target)
-        except OSError as exc:
-            raise self._not_kept(name, exc) from exc
+        copied.file.replace(target)
         return Dataset(
             name=name,
             version=version,
@@ -233,23 +204,6 @@ class Registry:
             sha256=copied.sha256,
             schema=schema,
             registered_at=now(),
-        )
-
-    def _counted(self, session: Session, dataset: Dataset, counts: TableCounts) -> CountsRow:
-        """Compare with the first version that is still registered and was counted."""
-        from datasite.data.drift import drift_metrics  # noqa: PLC0415 - NumPy, for this alone
-
-        first = session.scalar(
-            select(CountsRow).where(CountsRow.name == dataset.name).order_by(CountsRow.version)
-        )
-        drift: dict[str, float] = {}
-        if first is not None:
-            row = session.get_one(DatasetRow, (first.name, first.version))
-            first_schema = DataSchema.model_validate(row.schema)
-            before = cast("TableCounts", first.counts)
-            drift = drift_metrics(dataset.schema, counts, first_schema, before)
-        return CountsRow(
-            name=dataset.name, version=dataset.version, counts=dict(counts), drift=drift
         )
 
     def _as_dataset(self, row: Row[Any]) -> Dataset:
@@ -262,6 +216,39 @@ class Registry:
             schema=_parsed(row.schema),
             registered_at=row.registered_at,
         )
+
+
+def _copy(file: Path, schema: DataSchema, part: Path) -> _Copied:
+    """Write the rows of `file` to `part` while they are checked and counted."""
+    from datasite.data.copy import CopyWriter  # noqa: PLC0415 - pandas, for this alone
+    from datasite.data.drift import Counting  # noqa: PLC0415
+    from datasite.data.table import stream_table  # noqa: PLC0415
+
+    counting = Counting(schema)
+
+    def take(chunk: pd.DataFrame) -> None:
+        counting.add(chunk)
+        writer.add(chunk)
+
+    with CopyWriter(part, schema) as writer:
+        rows = stream_table(file, schema, take)
+    return _Copied(rows=rows, file=part, sha256=file_sha256(part), counts=counting.counts())
+
+
+def _counted(session: Session, dataset: Dataset, counts: TableCounts) -> CountsRow:
+    """Compare with the first version that is still registered and was counted."""
+    from datasite.data.drift import drift_metrics  # noqa: PLC0415 - NumPy, for this alone
+
+    first = session.scalar(
+        select(CountsRow).where(CountsRow.name == dataset.name).order_by(CountsRow.version)
+    )
+    drift: dict[str, float] = {}
+    if first is not None:
+        row = session.get_one(DatasetRow, (first.name, first.version))
+        first_schema = DataSchema.model_validate(row.schema)
+        before = cast("TableCounts", first.counts)
+        drift = drift_metrics(dataset.schema, counts, first_schema, before)
+    return CountsRow(name=dataset.name, version=dataset.version, counts=dict(counts), drift=drift)
 
 
 def _record(session: Session, dataset: Dataset, who: str) -> None:

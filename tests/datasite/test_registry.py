@@ -17,6 +17,7 @@ from core.schema import DataSchema
 from datasite.ledger import AuditRow, DatasetRow, Ledger
 from datasite.registry import Dataset, Registry, file_sha256
 from datasite.site import FactoryDataSite
+from datasite.unfinished import unfinished_file
 
 PRESS = DataSchema.model_validate(SCHEMA)
 
@@ -291,6 +292,44 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path) -> None:
     assert refused.startswith("factory-1: 'press' cannot be kept in ")
     assert refused.endswith("File too large")
     assert (nothing, version) == ("0 []", "1")
+
+
+KILLED = """
+import os, sys
+sys.path[:0] = {path!r}
+from pathlib import Path
+from sites import SCHEMA
+from core.schema import DataSchema
+from datasite.data import copy
+from datasite.ledger import Ledger
+from datasite.registry import Registry
+
+class Dying(copy.CopyWriter):
+    def add(self, rows):
+        super().add(rows)
+        os.kill(os.getpid(), 9)
+
+copy.CopyWriter = Dying
+folder = Path(sys.argv[1])
+registry = Registry(Ledger(folder / "other.db", site_id="f"), folder / "data", site_id="f")
+registry.register(folder / "press.csv", DataSchema.model_validate(SCHEMA), name="x", who="o")
+"""
+
+
+def test_what_a_killed_registration_left_goes_with_the_next(
+    registry: Registry, file: Path, tmp_path: Path
+) -> None:
+    """Private rows do not stay behind; what another registration is writing now does."""
+    tests = Path(__file__).resolve().parents[1]
+    script = KILLED.format(path=[str(tests), str(tests.parent)])
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], timeout=60, check=False)
+    assert done.returncode == -9
+    assert len(kept(tmp_path)) == 1
+    with unfinished_file(tmp_path / "data") as mine:
+        assert kept(tmp_path) == [mine.name]
+        dataset = registry.register(file, PRESS, name="press", who="operator")
+        assert sorted([mine.name, dataset.file.name]) == kept(tmp_path)
+    assert kept(tmp_path) == [dataset.file.name]
 
 
 def test_a_ledger_that_refuses_leaves_no_copy(
