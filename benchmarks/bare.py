@@ -12,6 +12,7 @@ from core.models import build_model
 from core.seeds import derive_seed
 from datasite.training.fit import fit
 from datasite.training.objectives import Objective, Task
+from datasite.training.tensors import Tensors
 from orchestrator.agreement import model_spec
 from orchestrator.configuration import ExperimentConfig
 
@@ -32,15 +33,14 @@ def measure_fits(config: ExperimentConfig, *, windows: int, repeats: int) -> Map
     start = model.get_parameters()
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(windows, 1, SENSORS, generator=generator)
-    labels = torch.arange(windows) % 2
+    data = Tensors.of(inputs, torch.arange(windows) % 2)
     taken = []
     for number in range(_WARM_UP + repeats):
         begin = time.perf_counter()
         model.set_parameters(start)
         fit(
             model,
-            inputs,
-            labels,
+            data,
             settings=config.training_settings(),
             positive_weight=1.0,
             objective=Objective(Task(hyperparameters={}, received={}, learning_rate=0.0)),

@@ -23,6 +23,7 @@ from datasite.site import FactoryDataSite
 from datasite.trainer import InlineTrainer
 from datasite.training.fit import fit
 from datasite.training.objectives import Objective, Task
+from datasite.training.tensors import Tensors
 from orchestrator.agreement import model_spec, split_settings
 from orchestrator.communication.memory import MemoryCommunication
 from orchestrator.configuration import ExperimentConfig
@@ -135,11 +136,11 @@ class SampleFederation:
         """
         parts = [self._parts(site, config) for site in self._sites.values()]
         preprocessing = _over_all_rows(parts)
-        inputs, labels = _tensors([part.train for part in parts], preprocessing)
+        data = Tensors.of(*_tensors([part.train for part in parts], preprocessing))
         model = build_model(
             model_spec(config),
-            sensors=inputs.shape[2],
-            window_steps=inputs.shape[1],
+            sensors=data.sensors,
+            window_steps=data.window_steps,
             seed=config.seed,
         )
         schedule = LocalTraining(
@@ -150,8 +151,7 @@ class SampleFederation:
         for round_num in range(config.rounds):
             fit(
                 model,
-                inputs,
-                labels,
+                data,
                 settings=schedule.at(round_num),
                 positive_weight=preprocessing["positive_weight"],
                 objective=Objective(Task(hyperparameters={}, received={}, learning_rate=0.0)),

@@ -23,6 +23,17 @@ Model = TypeVar("Model", bound=BaseModel)
 
 _KINDS = {type(None): "nothing", list: "a list", str: "a text"}
 
+_PLAINLY = {
+    "tuple_type": "expected a list",
+    "list_type": "expected a list",
+    "model_type": "expected settings (key: value)",
+    "dict_type": "expected settings (key: value)",
+    "string_type": "expected a text; put it in quotes",
+    "too_short": "expected {min_length} or more, found {actual_length}",
+    "too_long": "expected no more than {max_length}, found {actual_length}",
+}
+"""Our words for what pydantic says of Python's types, by its name for the mistake."""
+
 _VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
 _QUOTED = re.compile(r"""(?P<quote>['"])(?P<text>.*?)(?P=quote)""")
 
@@ -50,7 +61,7 @@ def read_yaml(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds; `pa
     except OSError as exc:
         raise ConfigurationError(f"{path}: cannot be read: {exc.strerror}") from exc
     except UnicodeDecodeError as exc:
-        raise ConfigurationError(f"{path}: is not UTF-8 text") from exc
+        raise ConfigurationError(f"{path}: is not UTF-8 text; save it as UTF-8") from exc
     except yaml.YAMLError as exc:
         raise ConfigurationError(f"{path}: is not valid YAML: {_place(exc)}") from exc
     except (ValueError, RecursionError) as exc:
@@ -135,7 +146,12 @@ def _place(error: yaml.YAMLError) -> str:
     if not isinstance(error, MarkedYAMLError) or error.problem_mark is None:
         return type(error).__name__
     mark = error.problem_mark
-    problem = _QUOTED.sub(_marks_only, error.problem or "")
+    if "'\\t'" in (error.problem or ""):
+        problem = "a tab; indent with spaces"
+    elif error.problem == "but found another document":
+        problem = "a second document begins; keep one"
+    else:
+        problem = _QUOTED.sub(_marks_only, error.problem or "")
     return f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
 
 
@@ -160,7 +176,8 @@ def _mistake(error: Any, model: type[BaseModel]) -> str:  # noqa: ANN401 - pydan
         return f"{path}: unknown key; {hint}"
     if error["type"] == "missing":
         return f"{path}: missing"
-    message = error["msg"].removeprefix("Value error, ")
+    plainly = _PLAINLY.get(error["type"], "").format(**error.get("ctx", {}))
+    message = plainly or error["msg"].removeprefix("Value error, ")
     is_leaf = not isinstance(error["input"], (dict, list)) and error["type"] != "value_error"
     secret = any(word in path.lower() for word in ("password", "secret", "key"))
     found = f" (found {_shown(error['input'])})" if is_leaf and not secret else ""

@@ -222,7 +222,9 @@ class ClientUpdate(TypedDict):
 
     `num_samples` is how many windows were trained on (the site's claim), `num_steps` how many
     optimiser steps were really done. `metrics` has `train_loss` (mean over the last epoch) and
-    `fit_s` (wall time of the fit). `control` answers a request's (SCAFFOLD: the change of c_k).
+    `fit_s` (wall time of the fit); and, where the plan's data are not the first version of their
+    dataset, `psi.<column>`, how far the column has drifted from it (see `core.drift`). `control`
+    answers a request's (SCAFFOLD: the change of c_k).
     `compression` is the request's: the parameters start from those received, `control` from 0.
     """
 

@@ -129,7 +129,8 @@ class Label(_Strict):
 
     Attributes:
         column: Its name in the file.
-        horizon_steps: For people: how far ahead the label looks, in time steps.
+        horizon_steps: For people: how far ahead the label looks, in time steps. The rows are not
+            relabelled: a 1 already says that the failure comes within so many steps.
         rate: Expected fraction of failures, for the mock data: a round number from experience,
             never computed from rows.
     """

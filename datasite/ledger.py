@@ -55,6 +55,21 @@ class DatasetRow(Table):
     removed_at: Mapped[str | None] = mapped_column(default=None)
 
 
+class CountsRow(Table):
+    """What was counted of a version's rows at registration, and how far it is from the first's.
+
+    A table of its own, and not columns of `datasets`: a ledger that was made before it opens, and
+    the versions in it have no counts.
+    """
+
+    __tablename__ = "dataset_counts"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    version: Mapped[int] = mapped_column(primary_key=True)
+    counts: Mapped[dict[str, Any]]
+    drift: Mapped[dict[str, Any]]
+
+
 class PlanRow(Table):
     """A proposal and what the operator, or a rule, decided; `status` is a `PlanStatus` name."""
 

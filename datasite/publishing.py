@@ -20,7 +20,8 @@ class PublishedDataset:
         description: What the data are, for people.
         schema_text: The schema as YAML or JSON, shown as it is.
         mock: Rows made from the schema alone; every account of the site may read them.
-        private: The rows themselves; no account but the operator's may read them.
+        private: What PySyft keeps beside the mock, which no account but the operator's may read: a
+            manifest of the rows, which themselves never go there (see `datasite.serve`).
     """
 
     name: str
@@ -33,6 +34,6 @@ class PublishedDataset:
     def page(self) -> str:
         """Give the Markdown text shown with the dataset: description, version and schema."""
         return (
-            f"{self.description.strip()}\n\nVersion {self.version}\n\n"
+            f"{self.description.strip()}\n\nVersion {self.version}; its rows are not in PySyft\n\n"
             f"```\n{self.schema_text.strip()}\n```\n"
         )

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import pandas as pd
 import yaml
 from loguru import logger
 from pydantic import JsonValue
@@ -12,7 +13,7 @@ from datasite.account_desk import AccountDesk, configured_accounts
 from datasite.certificates import SiteTls
 from datasite.configuration import SiteConfig, Tls, password_of
 from datasite.data.mock import make_mock
-from datasite.data.table import load_table
+from datasite.data.reading import file_columns
 from datasite.operator_door import DoorActions, open_door
 from datasite.publishing import PublishedDataset
 from datasite.refusals import Refusals
@@ -117,7 +118,26 @@ def _as_published(dataset: Dataset) -> PublishedDataset:
         description=schema.description or schema.name,
         schema_text=yaml.safe_dump(schema.model_dump(mode="json"), sort_keys=False),
         mock=make_mock(schema),
-        private=load_table(dataset.file, schema),
+        private=_manifest(dataset),
+    )
+
+
+def _manifest(dataset: Dataset) -> pd.DataFrame:
+    """Say which rows a dataset has, in their place; PySyft is given no private row at all.
+
+    Nothing reads rows from PySyft: what trains is the site's own copy, whose hash is checked. In
+    PySyft they would be a second copy in a server that the network reaches, whose known weakness
+    is that approved code runs in it (CVE-2026-31220), and a million of them would have to fit into
+    its memory. Whoever gets behind its doors finds where the rows lie, and what they hash to.
+    """
+    return pd.DataFrame(
+        {
+            "file": [dataset.file.name],
+            "rows": [dataset.rows],
+            "columns": [len(file_columns(dataset.schema))],
+            "size_bytes": [dataset.file.stat().st_size],
+            "sha256": [dataset.sha256],
+        }
     )
 
 

@@ -283,7 +283,8 @@ class FactoryDataSite(DataSiteInterface):
             raise DataSiteError(f"{self.config.site_id}: the site is closed")
         deadline_s = self._allowed_s(message)
         done = self._trainer.perform(assignment, deadline_s=deadline_s, watch=watch)
-        return released(done.reply, site_id=self.config.site_id), done
+        drift = assignment.job["drift"]
+        return released(done.reply, site_id=self.config.site_id, drift=drift), done
 
     def _allowed_s(self, message: WorkRequest) -> float:
         """Give how long the request may take: the caller's deadline, within the site's own."""
@@ -319,6 +320,7 @@ class FactoryDataSite(DataSiteInterface):
             sha256=dataset.sha256,
             schema=dataset.schema.model_dump(mode="json"),
             split=split,
+            drift=self.registry.drift(dataset),
         )
 
     def _audit(

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from core.enums import ExperimentStatus
 from core.jsontext import as_json
+from orchestrator.drift import DriftWarnings
 from orchestrator.naming import listed
 from orchestrator.observer import Observer
 
@@ -62,6 +63,7 @@ class PlainLines(Observer):
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self._drifts = DriftWarnings()
 
     def connected(self, run_id: str, site_ids: Sequence[str], missing: Mapping[str, str]) -> None:
         """See `Observer`."""
@@ -85,6 +87,8 @@ class PlainLines(Observer):
             f"PR-AUC {cells[4]}  {cells[5]} s"
         )
         self._write_missing(record["missing"])
+        for line in self._drifts.of(record):
+            self._write(f"  {line}")
 
     def finished(self, run_id: str, status: ExperimentStatus, message: str) -> None:
         """See `Observer`."""
@@ -118,6 +122,7 @@ class LiveDisplay(Observer):
         )
         self._task = self._bar.add_task("connecting", total=None)
         self._records: list[Mapping[str, Any]] = []
+        self._drifts = DriftWarnings()
         self._live = Live(console=self._console, refresh_per_second=8, transient=False)
 
     def connected(self, run_id: str, site_ids: Sequence[str], missing: Mapping[str, str]) -> None:
@@ -144,6 +149,8 @@ class LiveDisplay(Observer):
         self._records = [*self._records, record][-_ROUNDS_SHOWN:]
         self._bar.update(self._task, completed=record["round_num"] + 1)
         self._print_missing(record["missing"])
+        for line in self._drifts.of(record):
+            self._console.print(f"  [yellow]{escape(line)}[/]", highlight=False)
         self._draw()
 
     def finished(self, run_id: str, status: ExperimentStatus, message: str) -> None:

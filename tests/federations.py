@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import yaml
 
 from datasite.caller import Caller, Role
@@ -38,6 +39,15 @@ class Federation:
         )
         self.sites[site_id] = site
         return site
+
+    def heat(self, site_id: str, kelvin: float) -> None:
+        """Register a second version of a site's data, in which the air is hotter."""
+        registry = self.sites[site_id].registry
+        first = registry.find("ai4i")
+        table = pd.read_parquet(first.file)
+        table["Air temperature [K]"] += kelvin
+        table.to_parquet(self.folder / "hotter.parquet")
+        registry.register(self.folder / "hotter.parquet", first.schema, name="ai4i", who="operator")
 
     def handlers(self) -> dict[str, Handler]:
         """Give each site's door, as the transport calls it."""

@@ -84,9 +84,9 @@ def write_table(path: Path, rows: int = ROWS, **columns: object) -> Path:
     return path
 
 
-def register(site: FactoryDataSite, folder: Path, **columns: object) -> None:
+def register(site: FactoryDataSite, folder: Path, rows: int = ROWS, **columns: object) -> None:
     """Register `write_table`'s readings as `press`."""
-    file = write_table(folder / "press.csv", **columns)
+    file = write_table(folder / "press.csv", rows, **columns)
     site.register_data({"name": "press", "file": file, "schema": SCHEMA})
 
 

@@ -46,24 +46,29 @@ def register(file: DataFile, schema: SchemaFile, name: Name, config: ConfigFile)
 
     Example: datasite data register press.csv --schema press.yaml --name press -c site.yaml
     """
-    dataset = open_records(config).registry.register(
-        file, _schema(schema), name=name, who="operator"
-    )
+    registry = open_records(config).registry
+    before = {found.version for found in registry.versions() if found.name == name}
+    dataset = registry.register(file, _schema(schema), name=name, who="operator")
     published = _publish(config)
+    done = "already registered" if dataset.version in before else "registered"
     typer.echo(
-        f"registered {dataset.name!r}, version {dataset.version}: {dataset.rows:,} rows, "
+        f"{done} {dataset.name!r}, version {dataset.version}: {dataset.rows:,} rows, "
         f"{len(dataset.schema.features)} features; "
         + ("researchers see it now" if published else "researchers see it once the site runs")
     )
+    if before and dataset.version not in before:
+        versions = ", ".join(map(str, sorted(before)))
+        typer.echo(f"plans that name version {versions} keep it")
+    _echo_drift(registry.drift(dataset))
 
 
 @app.command(name="list")
 def list_(config: ConfigFile, as_json: AsJson = False) -> None:
-    """List the registered datasets.
+    """List the registered datasets, every version; researchers see the newest of each.
 
     Example: datasite data list -c site.yaml
     """
-    datasets = open_records(config).registry.current()
+    datasets = open_records(config).registry.versions()
     if as_json:
         echo_json(
             [
@@ -90,14 +95,27 @@ def list_(config: ConfigFile, as_json: AsJson = False) -> None:
 def remove(
     name: Annotated[str, typer.Argument(help="The dataset's name.", show_default=False)],
     config: ConfigFile,
+    version: Annotated[
+        int | None,
+        typer.Option("--version", help="This version alone; otherwise all.", show_default=False),
+    ] = None,
 ) -> None:
-    """Remove a dataset: the site's copy is deleted, and its plans can do nothing more.
+    """Remove a dataset: the site's copies are deleted, and their plans can do nothing more.
 
-    Example: datasite data remove press -c site.yaml
+    Example: datasite data remove press --version 1 -c site.yaml
     """
-    open_records(config).registry.remove(name, who="operator")
+    removed = open_records(config).registry.remove(name, version, who="operator")
     _publish(config)
-    typer.echo(f"removed {name!r}")
+    typer.echo(f"removed {name!r}, version {', '.join(map(str, removed))}")
+
+
+def _echo_drift(metrics: dict[str, float]) -> None:
+    """Say which columns are no longer distributed as in the first version."""
+    from core.drift import LARGE, flagged
+
+    for column, value in flagged(metrics).items():
+        how = "has drifted far" if value > LARGE else "has drifted"
+        typer.echo(f"{column!r} {how} from the first version (PSI {value:.2f})")
 
 
 def _publish(config: Path) -> bool:

@@ -1,7 +1,9 @@
-"""Hold a raw table against its schema: give every column its type, and find all that is wrong."""
+"""Hold a file's rows against its schema: give every column its type, and find all that is wrong."""
 
 from __future__ import annotations
 
+from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,164 +11,185 @@ import pandas as pd
 
 from core.schema import ColumnType
 from datasite.data.findings import Findings
+from datasite.data.numbers import no_number, to_numbers
 from datasite.data.reading import file_columns, suggest, text_columns
+from datasite.data.tally import Machines, Repeats, Span, count_empty
+from datasite.data.times import Times
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from core.schema import Column, DataSchema
     from datasite.data.reading import RawTable
 
+ONLY_MACHINE = "all"
+"""What the rows' machine is called in a report when the schema has no machine column."""
+
 _LABEL = "must be 0 (no failure) or 1 (failure)"
+_WORDS_FOR_LABELS = {"yes", "no", "y", "n", "ok", "nok", "fail", "failure", "good", "bad"}
 
 
-def check_rows(raw: RawTable, schema: DataSchema) -> tuple[pd.DataFrame, Findings]:
-    """Give the rows with one type a column, and what is wrong with them.
+class RowCheck:
+    """Judges a file chunk by chunk.
 
-    Numbers and the label become float64, names become text, times become float64 or UTC
-    timestamps. A cell of the wrong type is reported once and empty in the result.
+    Args:
+        raw: The file.
+        schema: What it must keep.
     """
-    findings = Findings()
-    _check_header(raw, schema, findings)
-    typed = pd.DataFrame(index=raw.rows.index)
-    for name in raw.rows.columns:
-        typed[name] = _convert(raw.rows[name], schema, findings)
-    _check_missing(raw.rows, schema, findings)
-    _check_values(typed, schema, findings)
-    _check_repeats(typed, schema, findings, raw.place)
-    _check_classes(typed, schema, findings)
-    return typed, findings
 
+    def __init__(self, raw: RawTable, schema: DataSchema) -> None:
+        self._schema = schema
+        self._header = raw.header
+        self._times = Times(schema.time.column) if schema.time else None
+        self._repeats = Repeats()
+        self.findings = Findings(raw.places)
+        self.rows = 0
+        self.empty: Counter[str] = Counter()
+        self.outside: Counter[str] = Counter()
+        self.repeated = 0
+        self.machines = Machines()
+        self.span = Span()
+        self._check_header()
 
-def _check_header(raw: RawTable, schema: DataSchema, findings: Findings) -> None:
-    for name in file_columns(schema):
-        if name not in raw.header:
-            found = ", ".join(map(repr, raw.header))
-            hint = suggest(name, raw.header)
-            findings.add(f"the column is missing{hint} (the file has {found})", column=name)
+    def add(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Judge a chunk, and give it with one type a column.
 
+        Numbers and the label become float64, names become text, times become float64 or UTC
+        timestamps. A cell of the wrong type is reported once and empty in the result.
+        """
+        typed = pd.DataFrame(
+            {name: self._convert(rows[name]) for name in rows.columns}, index=rows.index
+        )
+        self.rows += len(rows)
+        count_empty(self.empty, rows)
+        self._check_missing(rows)
+        self._check_values(typed)
+        self._count(typed)
+        return typed
 
-def _convert(values: pd.Series, schema: DataSchema, findings: Findings) -> pd.Series:
-    name = str(values.name)
-    if name in text_columns(schema):
-        return values.where(values.isna(), values.astype(str)).astype(object)
-    if schema.time is not None and name == schema.time.column:
-        converted, expected = _to_times(values), "is neither a number nor an ISO 8601 time"
-    elif name == schema.label.column:
-        converted, expected = _to_label(values), _LABEL
-    else:
-        converted, expected = _to_numbers(values), "is not a number"
-    wrong = values[converted.isna() & values.notna()]
-    findings.add_rows(wrong, lambda value: f"{value!r} {expected}", column=name)
-    return converted
+    def finish(self) -> None:
+        """Judge what only all rows together show."""
+        self._check_shares()
+        self._check_repeats()
+        self._check_classes()
 
+    def _check_header(self) -> None:
+        for name in file_columns(self._schema):
+            if name not in self._header:
+                found = ", ".join(map(repr, self._header))
+                hint = suggest(name, self._header)
+                self.findings.add(
+                    f"the column is missing{hint} (the file has {found})", column=name
+                )
 
-def _to_numbers(values: pd.Series) -> pd.Series:
-    if pd.api.types.is_bool_dtype(values) or pd.api.types.is_datetime64_any_dtype(values):
-        values = values.astype(str)  # pandas would count True as 1 and a date as nanoseconds
-    return pd.to_numeric(values, errors="coerce").astype("float64")
+    def _convert(self, values: pd.Series) -> pd.Series:
+        name = str(values.name)
+        if name in text_columns(self._schema):
+            return values.where(values.isna(), values.astype(str)).astype(object)
+        if self._times is not None and self._schema.time and name == self._schema.time.column:
+            return self._times.convert(values, self.findings)
+        is_label = name == self._schema.label.column
+        converted = _to_label(values) if is_label else to_numbers(values)
+        wrong = values[converted.isna() & values.notna()]
+        word = _no_label if is_label else no_number
+        self.findings.add_rows(wrong, word, column=name, rule="type")
+        return converted
+
+    def _check_missing(self, rows: pd.DataFrame) -> None:
+        tolerant = {column.name for column in self._schema.columns if column.missing > 0.0}
+        for name in rows.columns:
+            if name not in tolerant:
+                empty = rows.loc[rows[name].isna(), name]
+                self.findings.add_rows(empty, lambda _: "is empty", column=str(name), rule="empty")
+
+    def _check_shares(self) -> None:
+        for column in self._schema.columns:
+            share = self.empty[column.name] / max(self.rows, 1)
+            if column.missing > 0.0 and share > column.missing:
+                found = f"{self.empty[column.name]} of {self.rows} rows ({share:.1%}) are empty"
+                self.findings.add(
+                    f"{found}; the schema allows {column.missing:.1%}", column=column.name
+                )
+
+    def _check_values(self, typed: pd.DataFrame) -> None:
+        for column in self._schema.columns:
+            if column.name in typed:
+                broken = _outside(typed[column.name], column)
+                self.outside[column.name] += len(broken)
+                word = partial(_outside_of, column)
+                self.findings.add_rows(broken, word, column=column.name, rule="range")
+        label = self._schema.label.column
+        if label in typed:
+            present = typed[label].dropna()
+            broken = present[~present.isin([0.0, 1.0])]
+            self.findings.add_rows(broken, _wrong_label, column=label, rule="range")
+        for column in self._schema.columns:
+            if column.type is ColumnType.INTEGER and column.name in typed:
+                numbers = typed[column.name]
+                broken = numbers[np.isfinite(numbers) & (numbers % 1 != 0)]
+                self.findings.add_rows(broken, _no_whole, column=column.name, rule="whole")
+
+    def _count(self, typed: pd.DataFrame) -> None:
+        schema = self._schema
+        if schema.machine is not None and schema.machine.column in typed:
+            names = typed[schema.machine.column]
+        else:
+            names = pd.Series(ONLY_MACHINE, index=typed.index)
+        numbers = self.machines.add(names, typed.get(schema.label.column))
+        if schema.time is not None and schema.time.column in typed:
+            times = typed[schema.time.column]
+            self.span.add(times)
+            self._repeats.add(numbers, times)
+
+    def _check_repeats(self) -> None:
+        if self._schema.time is None:
+            return
+        has_machines = self._schema.machine and self._schema.machine.column in self._header
+        what = "machine and time" if has_machines else "time"
+        self.repeated = self._repeats.report(
+            self.findings, column=self._schema.time.column, what=what
+        )
+
+    def _check_classes(self) -> None:
+        counts = np.array(list(self.machines.balance().values())).sum(axis=0)
+        present = np.flatnonzero(counts)
+        if len(present) == 1:
+            self.findings.add(
+                f"every label is {present[0]}; training needs rows with 0 and rows with 1",
+                column=self._schema.label.column,
+            )
 
 
 def _to_label(values: pd.Series) -> pd.Series:
     if pd.api.types.is_bool_dtype(values):
         return values.astype("float64")
-    return _to_numbers(values)
+    return to_numbers(values)
 
 
-def _to_times(values: pd.Series) -> pd.Series:
-    if pd.api.types.is_datetime64_any_dtype(values):
-        return pd.to_datetime(values, utc=True)
-    numbers = _to_numbers(values).replace([np.inf, -np.inf], np.nan)
-    if numbers.isna().sum() == values.isna().sum():
-        return numbers
-    times = pd.to_datetime(values.astype(str), errors="coerce", format="ISO8601", utc=True)
-    return numbers if numbers.notna().sum() > times.notna().sum() else times
+def _no_label(value: object) -> str:
+    hint = ""
+    if str(value).strip().lower() in _WORDS_FOR_LABELS:
+        hint = "; write the label as 0 and 1"
+    return f"{value!r} {_LABEL}{hint}"
 
 
-def _check_missing(rows: pd.DataFrame, schema: DataSchema, findings: Findings) -> None:
-    allowed = {column.name: column.missing for column in schema.columns}
-    for name in rows.columns:
-        empty = rows[name].isna()
-        limit = allowed.get(str(name), 0.0)
-        if limit == 0.0:
-            findings.add_rows(rows.loc[empty, name], lambda _: "is empty", column=str(name))
-        elif empty.mean() > limit:
-            share = f"{empty.sum()} of {len(rows)} rows ({empty.mean():.1%}) are empty"
-            findings.add(f"{share}; the schema allows {limit:.1%}", column=str(name))
+def _wrong_label(value: object) -> str:
+    return f"{value:g} {_LABEL}"
 
 
-def _check_values(typed: pd.DataFrame, schema: DataSchema, findings: Findings) -> None:
-    """Let pandera hold every value against its column's rule, all at once."""
-    import pandera.errors  # noqa: PLC0415 - takes 0.2 s, which only a check needs
-    import pandera.pandas as pa  # noqa: PLC0415
-
-    checks = {c.name: _check_of(c) for c in schema.columns if c.name in typed}
-    if schema.label.column in typed:
-        checks[schema.label.column] = pa.Check.isin([0.0, 1.0])
-    rules = pa.DataFrameSchema(
-        {name: pa.Column(None, check, nullable=True) for name, check in checks.items()}
-    )
-    try:
-        rules.validate(typed, lazy=True)
-    except pandera.errors.SchemaErrors as exc:
-        for name, cases in exc.failure_cases.groupby("column", sort=False):
-            values = pd.Series(cases["failure_case"].to_numpy(), index=cases["index"]).sort_index()
-            findings.add_rows(values, _wording(str(name), schema), column=str(name))
-    for column in schema.columns:
-        if column.type is ColumnType.INTEGER and column.name in typed:
-            numbers = typed[column.name]
-            broken = numbers[np.isfinite(numbers) & (numbers % 1 != 0)]
-            findings.add_rows(
-                broken, lambda value: f"{value:g} is not a whole number", column=column.name
-            )
+def _no_whole(value: object) -> str:
+    return f"{value:g} is not a whole number"
 
 
-def _check_of(column: Column) -> object:
-    import pandera.pandas as pa  # noqa: PLC0415 - see `_check_values`
-
+def _outside(values: pd.Series, column: Column) -> pd.Series:
+    present = values.dropna()
     if column.range is None:
-        return pa.Check.isin(list(column.values))
-    return pa.Check.in_range(*column.range)
+        return present[~present.isin(column.values)]
+    return present[~present.between(*column.range)]
 
 
-def _wording(name: str, schema: DataSchema) -> Callable[[object], str]:
-    column = next((c for c in schema.columns if c.name == name), None)
-    if column is None:
-        return lambda value: f"{value:g} {_LABEL}"
+def _outside_of(column: Column, value: object) -> str:
     if column.range is None:
-        return lambda value: (
-            f"{value!r} is not one of {', '.join(column.values)}"
-            f"{suggest(str(value), column.values)}"
-        )
+        names = ", ".join(column.values)
+        return f"{value!r} is not one of {names}{suggest(str(value), column.values)}"
     low, high = column.range
     unit = f" {column.unit}" if column.unit else ""
-    return lambda value: f"{value:g} is outside {low:g} to {high:g}{unit}"
-
-
-def _check_repeats(typed: pd.DataFrame, schema: DataSchema, findings: Findings, place: str) -> None:
-    """Find rows of the same machine and time: the order of a window would be arbitrary."""
-    if schema.time is None or schema.time.column not in typed:
-        return
-    special = [schema.machine, schema.time]
-    key = [named.column for named in special if named is not None and named.column in typed]
-    keyed = typed[key].dropna()
-    again = keyed.duplicated()
-    if not again.any():
-        return
-    lines = pd.Series(keyed.index, index=keyed.index)
-    first = lines.groupby([keyed[name] for name in key]).transform("first")
-    what = "machine and time" if len(key) > 1 else "time"
-    findings.add_rows(
-        first[again], lambda line: f"has the same {what} as {place} {line}", column=key[-1]
-    )
-
-
-def _check_classes(typed: pd.DataFrame, schema: DataSchema, findings: Findings) -> None:
-    if schema.label.column not in typed:
-        return
-    classes = set(typed[schema.label.column].unique()) & {0.0, 1.0}
-    if len(classes) == 1:
-        found = f"every label is {classes.pop():g}"
-        findings.add(
-            f"{found}; training needs rows with 0 and rows with 1", column=schema.label.column
-        )
+    return f"{value:g} is outside {low:g} to {high:g}{unit}"

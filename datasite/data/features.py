@@ -13,9 +13,9 @@ import pandas as pd
 from core.schema import Formula
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
-    from core.schema import ColumnName, DataSchema
+    from core.schema import DataSchema
 
 Floats32 = npt.NDArray[np.float32]
 Floats64 = npt.NDArray[np.float64]
@@ -48,32 +48,83 @@ class FeatureRows:
 
 
 def make_features(table: pd.DataFrame, schema: DataSchema) -> FeatureRows:
-    """Compute the features of every row of a table that `load_table` gave.
+    """Compute the features of a table that `load_table` gave; see `gather_features`."""
+    return gather_features([table], schema, rows=len(table))
+
+
+def gather_features(
+    chunks: Iterable[pd.DataFrame], schema: DataSchema, *, rows: int
+) -> FeatureRows:
+    """Compute the features of every row of a table that comes in chunks.
 
     A category is one-hot. Derived columns are computed in float64. Every number is clamped to its
     range; a missing one, and a derived one that needs it, is the middle of its range; of a missing
     category all features are 0. Rows without a machine column are one machine's; rows of equal
     time, or without a time column, keep the table's order.
+
+    Args:
+        chunks: As `load_table` gives rows.
+        schema: Of the table.
+        rows: How many there are in all chunks.
     """
+    x = np.empty((rows, len(schema.features)), dtype=np.float32)
+    y = np.empty(rows, dtype=np.int64)
+    machine, time = _Names(rows), np.zeros(rows, dtype=np.float64)
+    begin = 0
+    for chunk in chunks:
+        part = slice(begin, begin + len(chunk))
+        x[part] = _features(chunk, schema)
+        y[part] = chunk[schema.label.column]
+        if schema.machine is not None:
+            machine.put(part, chunk[schema.machine.column])
+        if schema.time is not None:
+            times = _comparable(chunk[schema.time.column])
+            time = time.astype(times.dtype, copy=False)
+            time[part] = times
+        begin += len(chunk)
+    return _in_order(x, y, machine.codes(), time)
+
+
+def _features(table: pd.DataFrame, schema: DataSchema) -> Floats64:
     x = np.column_stack([*_sensors(table, schema), *_derived(table, schema)])
     low, high = np.array(schema.ranges, dtype=np.float64).T
-    x = np.clip(np.where(np.isnan(x), (low + high) / 2, x), low, high)
-    machine = _order(table, schema.machine)
-    time = _order(table, schema.time)
+    clipped: Floats64 = np.clip(np.where(np.isnan(x), (low + high) / 2, x), low, high)
+    return clipped
+
+
+def _in_order(
+    x: Floats32, y: Integers, machine: Integers, time: npt.NDArray[np.generic]
+) -> FeatureRows:
     position = np.lexsort((time, machine)).astype(np.int64)  # stable; the last key sorts first
-    return FeatureRows(
-        x=x[position].astype(np.float32),
-        y=table[schema.label.column].to_numpy(dtype=np.int64)[position],
-        machine=machine[position],
-        position=position,
-    )
+    if np.array_equal(position, np.arange(len(position))):  # nothing to copy
+        return FeatureRows(x=x, y=y, machine=machine, position=position)
+    return FeatureRows(x=x[position], y=y[position], machine=machine[position], position=position)
 
 
-def _order(table: pd.DataFrame, named: ColumnName | None) -> Integers:
-    """Number the values of a column in sorted order, from 0; all 0 when there is no such column."""
-    if named is None:
-        return np.zeros(len(table), dtype=np.int64)
-    return pd.factorize(table[named.column], sort=True)[0].astype(np.int64)
+class _Names:
+    """Numbers the names of machines in sorted order, though they come in chunks."""
+
+    def __init__(self, rows: int) -> None:
+        self._met: dict[str, int] = {}
+        self._numbers = np.zeros(rows, dtype=np.int64)
+
+    def put(self, part: slice, names: pd.Series) -> None:
+        codes, found = pd.factorize(names)
+        numbers = [self._met.setdefault(name, len(self._met)) for name in found]
+        self._numbers[part] = np.array(numbers, dtype=np.int64)[codes]
+
+    def codes(self) -> Integers:
+        if not self._met:
+            return self._numbers
+        rank = np.empty(len(self._met), dtype=np.int64)
+        rank[[self._met[name] for name in sorted(self._met)]] = np.arange(len(self._met))
+        codes: Integers = rank[self._numbers]
+        return codes
+
+
+def _comparable(times: pd.Series) -> npt.NDArray[np.generic]:
+    is_time = pd.api.types.is_datetime64_any_dtype(times)
+    return times.astype("int64").to_numpy() if is_time else times.to_numpy()
 
 
 def _sensors(table: pd.DataFrame, schema: DataSchema) -> list[Floats64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     import pandas as pd
+
+    from datasite.data.places import Places
 
 MAX_SHOWN = 20
 """Violations that are shown; their count is always complete."""
@@ -39,11 +42,17 @@ class Violation:
 
 
 class Findings:
-    """Collects violations; messages are written only for those that will be shown."""
+    """Collects violations; messages are written only for those that will be shown.
 
-    def __init__(self) -> None:
+    Args:
+        places: Where a row stands in the file.
+    """
+
+    def __init__(self, places: Places) -> None:
         self.total = 0
+        self.places = places
         self._kept: list[Violation] = []
+        self._shown: Counter[tuple[str, str]] = Counter()
 
     def add(self, message: str, *, column: str | None = None) -> None:
         """Report something about the whole file or a whole column."""
@@ -51,12 +60,18 @@ class Findings:
         self._kept.append(Violation(None, column, message))
 
     def add_rows(
-        self, values: pd.Series, message: Callable[[object], str], *, column: str | None
+        self, values: pd.Series, message: Callable[[object], str], *, column: str, rule: str
     ) -> None:
-        """Report every entry of `values`, indexed by line; `message` words one value."""
+        """Report every entry of `values`, indexed by row; `message` words one value.
+
+        Of a column and rule the first `MAX_PER_RULE` are kept, over all calls.
+        """
         self.total += len(values)
-        for line, value in values.iloc[:MAX_PER_RULE].items():
-            self._kept.append(Violation(int(str(line)), column, message(value)))
+        room = MAX_PER_RULE - self._shown[column, rule]
+        for row, value in values.iloc[:room].items():
+            line = self.places.of(int(str(row)))
+            self._kept.append(Violation(line, column, message(value)))
+            self._shown[column, rule] += 1
 
     def first(self) -> tuple[Violation, ...]:
         """Give at most `MAX_SHOWN` violations: the file's own, then by line."""

@@ -11,6 +11,9 @@ import numpy as np
 from core.messages import SensorStatistics
 from datasite.data.features import FeatureRows, Floats32, Integers
 
+_AT_A_TIME = 8
+"""Features; never one alone of several, which NumPy would sum in another order, hence otherwise."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SensorSums:
@@ -32,15 +35,22 @@ class SensorSums:
 def sum_statistics(x: Floats32, y: Integers) -> SensorSums:
     """Sum rows in float64, so that the sums of sites add up to the sum over all sites.
 
+    A few features at a time: as float64, all of a large table would be three times what it is.
+
     Args:
         x: (rows, features), already within the schema's ranges.
         y: (rows,), 0 or 1.
     """
-    values = x.astype(np.float64)
+    total: list[float] = []
+    total_of_squares: list[float] = []
+    for block in np.array_split(np.arange(x.shape[1]), -(-x.shape[1] // _AT_A_TIME)):
+        values = x[:, block[0] : block[-1] + 1].astype(np.float64)
+        total += values.sum(axis=0).tolist()
+        total_of_squares += np.square(values).sum(axis=0).tolist()
     return SensorSums(
-        count=len(values),
-        total=values.sum(axis=0).tolist(),
-        total_of_squares=np.square(values).sum(axis=0).tolist(),
+        count=len(x),
+        total=total,
+        total_of_squares=total_of_squares,
         label_counts=np.bincount(y, minlength=2).tolist(),
     )
 

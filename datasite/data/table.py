@@ -1,28 +1,24 @@
-"""A table of sensor readings that keeps its schema: the report on a file, and the loaded table."""
+"""A table of sensor readings that keeps its schema: the report on a file, and the good rows."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 
 from core.exceptions import DataError
-from datasite.data.checks import check_rows
+from datasite.data.checks import RowCheck
 from datasite.data.reading import file_columns, read_file
 from datasite.data.windows import MINIMUM_WINDOWS, count_windows
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from core.schema import DataSchema
-    from datasite.data.findings import Findings, Violation
+    from core.schema import Column, DataSchema
+    from datasite.data.findings import Violation
     from datasite.data.reading import RawTable
-
-ONLY_MACHINE = "all"
-"""What the rows' machine is called in a report when the schema has no machine column."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,12 +30,15 @@ class TableReport:
         place: What violations count: `line` of a CSV file, `row` of a Parquet file.
         rows: How many there are, blank lines not counted.
         windows: How many windows they make.
-        machines: How many there are; 1 when the schema has no machine column.
         span: First and last time as text; None without a readable time column.
         label_rate: Fraction of rows with label 1; None without a readable label.
-        balance: Rows with label 0 and with label 1, for each machine.
+        horizon_steps: How far ahead the label looks.
+        balance: Rows with label 0 and with label 1, for each machine; one machine when the schema
+            has no machine column.
+        sensors: The schema's columns that the file has.
         missing: Empty cells, for each sensor column.
         out_of_range: Numbers outside the range or unknown category values, for each sensor column.
+        duplicates: Rows of a machine and time that another row before them has.
         ignored: The file's columns that the schema does not name.
         violations: The first of them, a few of each kind.
         violation_count: How many there are in all.
@@ -49,12 +48,14 @@ class TableReport:
     place: str
     rows: int
     windows: int
-    machines: int
     span: tuple[str, str] | None
     label_rate: float | None
+    horizon_steps: int
     balance: Mapping[str, tuple[int, int]]
+    sensors: tuple[Column, ...]
     missing: Mapping[str, int]
     out_of_range: Mapping[str, int]
+    duplicates: int
     ignored: tuple[str, ...]
     violations: tuple[Violation, ...]
     violation_count: int
@@ -66,7 +67,7 @@ def check_table(path: Path, schema: DataSchema) -> TableReport:
     Raises:
         DataError: The file cannot be read at all (see `read_file`).
     """
-    return _report(path, schema, _examine(path, schema))
+    return _examine(path, schema, lambda _: None)
 
 
 def load_table(path: Path, schema: DataSchema) -> pd.DataFrame:
@@ -79,102 +80,83 @@ def load_table(path: Path, schema: DataSchema) -> pd.DataFrame:
         the same table.
 
     Raises:
+        DataError: As `stream_table`.
+    """
+    chunks: list[pd.DataFrame] = []
+    stream_table(path, schema, chunks.append)
+    return pd.concat(chunks, ignore_index=True)
+
+
+def stream_table(path: Path, schema: DataSchema, take: Callable[[pd.DataFrame], object]) -> int:
+    """Give the rows of a file that must keep `schema` to `take`, a chunk at a time.
+
+    The chunks are as those of `load_table`. They come before the whole file is judged: what `take`
+    did with them is to be undone on an error.
+
+    Returns:
+        How many rows there are.
+
+    Raises:
         DataError: The file cannot be read, or it breaks the schema; the message lists the first
             violations, one a line, and how many there are.
     """
-    found = _examine(path, schema)
-    if found.findings.total:
-        raise DataError(_refusal(path, schema, found))
-    return found.typed.astype({schema.label.column: "int64"}).reset_index(drop=True)
+    report = _examine(path, schema, take)
+    if report.violation_count:
+        raise DataError(_refusal(report, schema))
+    return report.rows
 
 
-class _Examined(NamedTuple):
-    """A file's rows as they are, with one type a column, their windows, and what is wrong."""
-
-    raw: RawTable
-    typed: pd.DataFrame
-    windows: int
-    findings: Findings
-
-
-def _examine(path: Path, schema: DataSchema) -> _Examined:
+def _examine(path: Path, schema: DataSchema, take: Callable[[pd.DataFrame], object]) -> TableReport:
     raw = read_file(path, schema)
-    typed, findings = check_rows(raw, schema)
-    sizes = _machine_names(typed, schema).value_counts()
-    windows = count_windows(sizes.to_numpy().astype(np.int64), schema.window_steps)
+    check = RowCheck(raw, schema)
+    for rows in raw.chunks:
+        typed = check.add(rows)
+        if not check.findings.total and len(typed):
+            take(typed.astype({schema.label.column: "int64"}))
+    if not check.rows:
+        raise DataError(f"{path}: names its columns but has no rows")
+    check.finish()
+    windows = count_windows(check.machines.sizes, schema.window_steps)
     if windows < MINIMUM_WINDOWS:
-        findings.add(
-            f"{len(typed)} rows make {windows} windows of {schema.window_steps} step(s); "
+        check.findings.add(
+            f"{check.rows} rows make {windows} windows of {schema.window_steps} step(s); "
             f"at least {MINIMUM_WINDOWS} are needed"
         )
-    return _Examined(raw, typed, windows, findings)
+    return _report(path, schema, raw, check, windows)
 
 
-def _refusal(path: Path, schema: DataSchema, found: _Examined) -> str:
-    total = found.findings.total
-    shown = [f"  {violation.describe(found.raw.place)}" for violation in found.findings.first()]
+def _refusal(report: TableReport, schema: DataSchema) -> str:
+    total = report.violation_count
+    shown = [f"  {violation.describe(report.place)}" for violation in report.violations]
     hidden = total - len(shown)
     more = [f"  and {hidden} more"] if hidden else []
-    head = f"{path}: breaks schema {schema.name!r} in {total} place(s):"
+    head = f"{report.source}: breaks schema {schema.name!r} in {total} place(s):"
     advice = "Correct the file, or the schema if it is the schema that is wrong."
     return "\n".join([head, *shown, *more, advice])
 
 
-def _report(path: Path, schema: DataSchema, found: _Examined) -> TableReport:
-    raw, typed, findings = found.raw, found.typed, found.findings
-    balance = _balance(typed, schema)
+def _report(
+    path: Path, schema: DataSchema, raw: RawTable, check: RowCheck, windows: int
+) -> TableReport:
+    balance = check.machines.balance()
     negatives, positives = (sum(pair[label] for pair in balance.values()) for label in (0, 1))
     labelled = negatives + positives
-    sensors = [column for column in schema.columns if column.name in typed]
+    sensors = tuple(column for column in schema.columns if column.name in raw.header)
     known = set(file_columns(schema))
     return TableReport(
         source=str(path),
-        place=raw.place,
-        rows=len(typed),
-        windows=found.windows,
-        machines=_machine_names(typed, schema).nunique(),
-        span=_span(typed, schema),
+        place=raw.places.word,
+        rows=check.rows,
+        windows=windows,
+        span=check.span.text(),
         label_rate=positives / labelled if labelled else None,
+        horizon_steps=schema.label.horizon_steps,
         balance=balance,
-        missing={column.name: int(raw.rows[column.name].isna().sum()) for column in sensors},
-        out_of_range={c.name: _outside(typed[c.name], c.range, c.values) for c in sensors},
+        sensors=sensors,
+        missing={column.name: check.empty[column.name] for column in sensors},
+        out_of_range={column.name: check.outside[column.name] for column in sensors},
+        duplicates=check.repeated,
         ignored=tuple(name for name in raw.header if name not in known),
-        violations=findings.first(),
-        violation_count=findings.total,
+        violations=check.findings.first(),
+        violation_count=check.findings.total,
     )
-
-
-def _machine_names(typed: pd.DataFrame, schema: DataSchema) -> pd.Series:
-    if schema.machine is not None and schema.machine.column in typed:
-        return typed[schema.machine.column].dropna()
-    return pd.Series(ONLY_MACHINE, index=typed.index)
-
-
-def _balance(typed: pd.DataFrame, schema: DataSchema) -> dict[str, tuple[int, int]]:
-    if schema.label.column not in typed:
-        return {}
-    label = typed[schema.label.column]
-    machines = _machine_names(typed, schema)
-    counts = pd.crosstab(machines, label[machines.index]).reindex(columns=[0.0, 1.0], fill_value=0)
-    rows = zip(counts.index, counts.to_numpy(), strict=True)
-    return {str(machine): (int(zeros), int(ones)) for machine, (zeros, ones) in rows}
-
-
-def _span(typed: pd.DataFrame, schema: DataSchema) -> tuple[str, str] | None:
-    if schema.time is None or schema.time.column not in typed:
-        return None
-    times = typed[schema.time.column].dropna()
-    if times.empty:
-        return None
-    first, last = times.min(), times.max()
-    if isinstance(first, pd.Timestamp):
-        return first.isoformat(), last.isoformat()
-    return f"{first:.15g}", f"{last:.15g}"
-
-
-def _outside(
-    values: pd.Series, bounds: tuple[float, float] | None, allowed: tuple[str, ...]
-) -> int:
-    present = values.dropna()
-    inside = present.isin(allowed) if bounds is None else present.between(*bounds)
-    return int(np.count_nonzero(~inside))

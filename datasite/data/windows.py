@@ -22,16 +22,28 @@ MINIMUM_WINDOWS = 50
 """Fewest windows of a table: a test part of a fifth then has ten, below which a score is chance."""
 
 
-class Part(NamedTuple):
-    """Windows and their labels.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Windows and their labels. A window is known by its first row, so that it takes no memory.
 
     Attributes:
-        x: (n, window_steps, features) float32, within the schema's ranges; not standardised.
+        rows: (rows, features) float32, within the schema's ranges, not standardised; those of the
+            whole table, which the parts share.
+        starts: (n,) int64, the first row of each window.
+        window_steps: Rows of a window.
         y: (n,) int64, 0 or 1: the label of each window's last row.
     """
 
-    x: Floats32
+    rows: Floats32
+    starts: Integers
+    window_steps: int
     y: Integers
+
+    @property
+    def x(self) -> Floats32:
+        """The windows themselves, copied: (n, window_steps, features), of a table that is small."""
+        x: Floats32 = self.rows[self.starts[:, None] + np.arange(self.window_steps)]
+        return x
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +66,7 @@ class Starts(NamedTuple):
 def prepare_parts(
     table: pd.DataFrame, schema: DataSchema, split: SplitSettings, site_id: str
 ) -> Parts:
-    """Turn a table that `load_table` gave into the tensors of training; see `cut_parts`."""
+    """Turn a table that `load_table` gave into the parts of training; see `cut_parts`."""
     return cut_parts(make_features(table, schema), schema, split, site_id)
 
 
@@ -70,7 +82,15 @@ def cut_parts(rows: FeatureRows, schema: DataSchema, split: SplitSettings, site_
         DataError: A part is empty or has one class only.
     """
     starts = split_windows(rows, schema.window_steps, split, site_id)
-    parts = [_cut(rows, first, schema.window_steps) for first in starts]
+    parts = [
+        Part(
+            rows=rows.x,
+            starts=first,
+            window_steps=schema.window_steps,
+            y=rows.y[first + schema.window_steps - 1],
+        )
+        for first in starts
+    ]
     for name, part in zip(Starts._fields, parts, strict=True):
         _require_both_classes(name, part, schema, site_id)
     return Parts(train=parts[0], validation=parts[1], test=parts[2])
@@ -133,16 +153,6 @@ def _cuts(sizes: Integers, split: SplitSettings) -> Integers:
     test_from = np.rint(sizes * (1.0 - split["test"]))
     cuts: Integers = np.stack([validation_from, test_from]).astype(np.int64)
     return cuts
-
-
-def _cut(rows: FeatureRows, starts: Integers, window_steps: int) -> Part:
-    """Copy the windows out of the rows, once: the view over all windows costs no memory."""
-    if len(starts) == 0:
-        empty = np.empty((0, window_steps, rows.x.shape[1]), dtype=np.float32)
-        return Part(empty, np.empty(0, dtype=np.int64))
-    view = np.lib.stride_tricks.sliding_window_view(rows.x, window_steps, axis=0)
-    x = view.transpose(0, 2, 1)[starts]
-    return Part(np.ascontiguousarray(x), rows.y[starts + window_steps - 1])
 
 
 def _require_both_classes(name: str, part: Part, schema: DataSchema, site_id: str) -> None:

@@ -42,7 +42,7 @@ class Datasets:
             raise DataSiteError(message) from exc
 
     def unpublish(self, name: str) -> None:
-        """Remove the PySyft dataset `name` with its rows and mock; nothing happens without one."""
+        """Remove the PySyft dataset `name` with its mock; nothing happens without one."""
         dataset = self._shown().get(name)
         if dataset is None:
             return
@@ -59,7 +59,7 @@ class Datasets:
         return {dataset.name: dataset for dataset in datasets}
 
     def _draft(self, dataset: PublishedDataset) -> CreateDataset:
-        """Store rows and mock as one twin object, and describe it."""
+        """Store manifest and mock as one twin object, and describe it."""
         twin = TwinObject(
             private_obj=dataset.private,
             mock_obj=dataset.mock,

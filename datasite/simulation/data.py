@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Final
 from core.exceptions import DataError, DataSiteError
 from datasite.data.features import FeatureRows, make_features
 from datasite.data.table import load_table
-from datasite.data.windows import Parts, cut_parts
 from datasite.registry import file_sha256
-from datasite.training.work import Tensors, standardise
+from datasite.training.tensors import Tensors, prepare
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -118,7 +117,7 @@ class SiteData:
 
         Args:
             site_id: Whose.
-            name: Of a field of `Parts`.
+            name: `train`, `validation` or `test`.
             split: How the rows are divided.
             preprocessing: How they are standardised.
 
@@ -132,15 +131,10 @@ class SiteData:
             or found.preprocessing != preprocessing
             or found.split != split
         ):
-            parts = cut_parts(self.features(site_id), self._schema, split, site_id)
-            found = _Prepared(
-                split=split,
-                preprocessing=preprocessing,
-                parts={
-                    field: standardise(getattr(parts, field), preprocessing)
-                    for field in Parts.__dataclass_fields__
-                },
+            parts = prepare(
+                self.features(site_id), self._schema, split, preprocessing, site_id=site_id
             )
+            found = _Prepared(split=split, preprocessing=preprocessing, parts=parts)
             self._keep(site_id, found)
         return found.parts[name]
 
@@ -178,6 +172,6 @@ def _size_bytes(kept: _Kept) -> int:
     if isinstance(kept, FeatureRows):
         arrays = (kept.x, kept.y, kept.machine, kept.position)
         return _OBJECTS_BYTES + sum(array.nbytes for array in arrays)
-    return _OBJECTS_BYTES + sum(
-        part.inputs.nbytes + part.labels.nbytes for part in kept.parts.values()
-    )
+    parts = kept.parts.values()
+    shared = max(part.rows.nbytes for part in parts)
+    return _OBJECTS_BYTES + shared + sum(p.starts.nbytes + p.labels.nbytes for p in parts)

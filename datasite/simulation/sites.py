@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from core.messages import Message, PlanProposal, Preprocessing, SplitSettings
     from core.schema import DataSchema
     from core.wire import Parcel
-    from datasite.training.work import Tensors
+    from datasite.training.tensors import Tensors
 
 _VERSION = 1
 """Of the dataset: a simulated site has one, which cannot change."""
@@ -197,6 +197,7 @@ class SimulatedSites:
             sha256=file.sha256,
             schema=self._schema,
             split=split,
+            drift={},
         )
 
 

@@ -9,6 +9,7 @@ from torch.nn import functional
 from core.exceptions import ConfigurationError
 from core.messages import TrainingSettings
 from datasite.training.objectives import Objective
+from datasite.training.tensors import Tensors
 
 _SMALLEST = 1e-12
 """A power below 1 has no gradient at 0."""
@@ -31,8 +32,7 @@ class Fitted:
 
 def fit(
     model: nn.Module,
-    inputs: torch.Tensor,
-    labels: torch.Tensor,
+    data: Tensors,
     *,
     settings: TrainingSettings,
     positive_weight: float,
@@ -48,8 +48,7 @@ def fit(
 
     Args:
         model: Gives logits (batch, 2).
-        inputs: (n, window, sensors) float32, z-scored per sensor.
-        labels: (n,) int64 in {0, 1}.
+        data: Windows and labels to train on.
         settings: Epochs, batch size, optimiser and its settings.
         positive_weight: Weight of a failure in the loss; a non-failure has 1.
         objective: What the algorithm adds to the gradient.
@@ -63,18 +62,22 @@ def fit(
     num_steps, total = 0, 0.0
     for _ in range(settings["local_epochs"]):
         total = 0.0
-        order = torch.randperm(len(labels), generator=generator)
-        for batch in torch.split(order, settings["batch_size"]):
+        order = torch.randperm(len(data.labels), generator=generator)
+        starts = torch.split(data.starts[order], settings["batch_size"])
+        batches = torch.split(data.labels[order], settings["batch_size"])
+        for begins, labels in zip(starts, batches, strict=True):
             optimizer.zero_grad(set_to_none=True)
-            loss = mean_loss(model(inputs[batch]), labels[batch], weights, settings["focal_gamma"])
+            logits = model(data.windows(begins))
+            loss = mean_loss(logits, labels, weights, settings["focal_gamma"])
             loss.backward()  # type: ignore[no-untyped-call]
             if settings["gradient_clip"] is not None:
                 nn.utils.clip_grad_norm_(parameters, settings["gradient_clip"])
             objective.correct_gradients(model)
             optimizer.step()
             num_steps += 1
-            total += loss.item() * len(batch)
-    return Fitted(num_samples=len(labels), num_steps=num_steps, train_loss=total / len(labels))
+            total += loss.item() * len(labels)
+    count = len(data.labels)
+    return Fitted(num_samples=count, num_steps=num_steps, train_loss=total / count)
 
 
 def mean_loss(

@@ -7,13 +7,9 @@ caller's own.
 import json
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-import pandas as pd
 import torch
 from torch.nn import functional
 from typing_extensions import TypedDict
@@ -38,29 +34,32 @@ from core.parameters import require_finite
 from core.schema import DataSchema
 from core.seeds import derive_seed
 from core.wire import Parcel
-from datasite.data.features import make_features
+from datasite.data.copy import count_copy, read_copy
+from datasite.data.features import FeatureRows, gather_features
 from datasite.data.statistics import describe_rows
-from datasite.data.windows import Part, Parts, prepare_parts
 from datasite.failures import as_failure
 from datasite.registry import file_sha256
 from datasite.training.fit import Fitted, fit
 from datasite.training.objectives import PROBE, PROBE_STEP, Objective, Task, build_objective
 from datasite.training.sending import Memory, Sending, opened
-
-T = TypeVar("T")
+from datasite.training.tensors import Tensors, prepare
 
 _KEPT = 4
 _EVALUATION_BATCH = 4096
 
 
 class Job(TypedDict):
-    """What the site adds to a request: where the plan's data lie and how they divide."""
+    """What the site adds to a request: where the plan's data lie and how they divide.
+
+    `drift` has the metrics of `datasite.data.drift`, which go with every update.
+    """
 
     site_id: str
     file: str
     sha256: str
     schema: dict[str, object]
     split: SplitSettings
+    drift: dict[str, float]
 
 
 class Assignment(NamedTuple):
@@ -89,19 +88,6 @@ class Done(NamedTuple):
     state: bytes = b""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tensors:
-    """One part of a site's data, as a model sees it.
-
-    Attributes:
-        inputs: (n, window, sensors) float32, standardised.
-        labels: (n,) int64 in {0, 1}.
-    """
-
-    inputs: torch.Tensor
-    labels: torch.Tensor
-
-
 class Worker:
     """Performs jobs one at a time; keeps the data that it prepared last, as tensors.
 
@@ -111,8 +97,7 @@ class Worker:
 
     def __init__(self, allocate: Allocate = bytearray) -> None:
         self._allocate = allocate
-        self._parts: OrderedDict[str, Parts] = OrderedDict()
-        self._tensors: OrderedDict[str, Tensors] = OrderedDict()
+        self._prepared: OrderedDict[str, dict[str, Tensors]] = OrderedDict()
 
     def perform(self, assignment: Assignment) -> Done:
         """Do the work.
@@ -141,12 +126,11 @@ class Worker:
             update = _probe(job, request, sending, begin)
             return Done(wire.encode(update, self._allocate), sending.memory({}))
         data = self._standardised(job, "train", request["preprocessing"])
-        model = _build(request, data.inputs)
+        model = _build(request, data)
         objective = _objective(request, memory.state)
         fitted = fit(
             model,
-            data.inputs,
-            data.labels,
+            data,
             settings=request["training"],
             positive_weight=request["preprocessing"]["positive_weight"],
             objective=objective,
@@ -163,7 +147,7 @@ class Worker:
 
     def _evaluate(self, job: Job, request: EvaluateRequest) -> EvaluationReport:
         request = opened(request, job["schema"])
-        model = _build(request, self._standardised(job, "test", request["preprocessing"]).inputs)
+        model = _build(request, self._standardised(job, "test", request["preprocessing"]))
         model.eval()
         validation, test = (
             _score(model, self._standardised(job, part, request["preprocessing"]))
@@ -178,23 +162,22 @@ class Worker:
         )
 
     def _statistics(self, job: Job) -> SensorStatistics:
-        rows = make_features(_read(job), DataSchema.model_validate(job["schema"]))
-        return describe_rows(rows, job["site_id"])
-
-    def _prepared(self, job: Job) -> Parts:
-        key = _identity(job)
-        if key not in self._parts:
-            _keep(self._parts, key, _prepare(job))
-        self._parts.move_to_end(key)
-        return self._parts[key]
+        return describe_rows(_features(job), job["site_id"])
 
     def _standardised(self, job: Job, name: str, preprocessing: Preprocessing) -> Tensors:
-        key = f"{_identity(job)} {name} {preprocessing}"
-        if key not in self._tensors:
-            part: Part = getattr(self._prepared(job), name)
-            _keep(self._tensors, key, standardise(part, preprocessing), limit=3 * _KEPT)
-        self._tensors.move_to_end(key)
-        return self._tensors[key]
+        key = f"{_identity(job)} {preprocessing}"
+        if key not in self._prepared:
+            self._prepared[key] = prepare(
+                _features(job),
+                DataSchema.model_validate(job["schema"]),
+                job["split"],
+                preprocessing,
+                site_id=job["site_id"],
+            )
+            if len(self._prepared) > _KEPT:
+                self._prepared.popitem(last=False)
+        self._prepared.move_to_end(key)
+        return self._prepared[key][name]
 
 
 def perform(worker: Worker, assignment: Assignment) -> Done:
@@ -205,51 +188,29 @@ def perform(worker: Worker, assignment: Assignment) -> Done:
         return Done(wire.encode(as_failure(exc, site_id=assignment.job["site_id"])))
 
 
-def _keep(kept: OrderedDict[str, T], key: str, value: T, limit: int = _KEPT) -> None:
-    kept[key] = value
-    while len(kept) > limit:
-        kept.popitem(last=False)
-
-
 def _identity(job: Job) -> str:
     """Give what decides the prepared data; equal rows under another schema are other data."""
     return json.dumps([job["sha256"], job["schema"], job["split"], job["site_id"]], sort_keys=True)
 
 
-def _prepare(job: Job) -> Parts:
-    schema = DataSchema.model_validate(job["schema"])
-    return prepare_parts(_read(job), schema, job["split"], job["site_id"])
-
-
-def _read(job: Job) -> pd.DataFrame:
+def _features(job: Job) -> FeatureRows:
+    """Read the rows, which must be those that were registered."""
     path = Path(job["file"])
     if not path.exists() or file_sha256(path) != job["sha256"]:
         raise DataSiteError(
             f"{job['site_id']}: the registered data changed on disk since registration; "
             "the operator must remove and register them again"
         )
-    return pd.read_parquet(path)
+    schema = DataSchema.model_validate(job["schema"])
+    return gather_features(read_copy(path), schema, rows=count_copy(path))
 
 
-def standardise(part: Part, preprocessing: Preprocessing) -> Tensors:
-    """Give a part's windows as (x - mean) / scale.
-
-    Raises:
-        DataSiteError: The preprocessing is for another number of features.
-    """
-    mean, scale = np.asarray(preprocessing["mean"]), np.asarray(preprocessing["scale"])
-    if not len(mean) == len(scale) == part.x.shape[-1]:
-        raise DataSiteError(
-            f"the preprocessing is for {len(mean)} features, the data have {part.x.shape[-1]}"
-        )
-    inputs: npt.NDArray[np.float32] = ((part.x - mean) / scale).astype(np.float32)
-    return Tensors(inputs=torch.from_numpy(inputs), labels=torch.from_numpy(part.y))
-
-
-def _build(request: TrainRequest | EvaluateRequest, inputs: torch.Tensor) -> TorchModel:
-    _, window_steps, sensors = inputs.shape
+def _build(request: TrainRequest | EvaluateRequest, data: Tensors) -> TorchModel:
     return load_model(
-        request["model"], request["parameters"], sensors=sensors, window_steps=window_steps
+        request["model"],
+        request["parameters"],
+        sensors=data.sensors,
+        window_steps=data.window_steps,
     )
 
 
@@ -274,7 +235,11 @@ def _update(
             round_num=request["round_num"],
             num_samples=fitted.num_samples,
             num_steps=fitted.num_steps,
-            metrics={"train_loss": fitted.train_loss, "fit_s": time.perf_counter() - begin},
+            metrics={
+                "train_loss": fitted.train_loss,
+                "fit_s": time.perf_counter() - begin,
+                **job["drift"],
+            },
             parameters={},
         )
     )
@@ -292,8 +257,8 @@ def _probe(job: Job, request: TrainRequest, sending: Sending, begin: float) -> C
 
 @torch.no_grad()
 def _score(model: TorchModel, data: Tensors) -> ScoreCounts:
-    batches = torch.split(data.inputs, _EVALUATION_BATCH)
-    logits = torch.cat([model(batch) for batch in batches]).to(torch.float64)
+    batches = torch.split(data.starts, _EVALUATION_BATCH)
+    logits = torch.cat([model(data.windows(batch)) for batch in batches]).to(torch.float64)
     losses = functional.cross_entropy(logits, data.labels, reduction="none")
     scores = logits[:, 1] - logits[:, 0]
     return count_scores(scores.numpy(), data.labels.numpy(), losses.numpy())

@@ -299,6 +299,7 @@ def _store(runs: Path) -> "RunStore":
 
 
 def _echo_results(results: dict[str, Any]) -> None:
+    from orchestrator.drift import DriftWarnings
     from orchestrator.report import metrics_table
 
     typer.echo(
@@ -307,6 +308,10 @@ def _echo_results(results: dict[str, Any]) -> None:
     )
     if results["message"]:
         typer.echo(f"  {results['message']}")
+    drifts = DriftWarnings()
+    for record in results["rounds"]:
+        for line in drifts.of(record):
+            typer.echo(f"  {line}")
     evaluated = [record for record in results["rounds"] if "global" in record]
     if evaluated:
         header, rows = metrics_table(evaluated[-1])

@@ -160,17 +160,17 @@ def test_what_a_registration_lacks_is_named(build: Callable[..., FactoryDataSite
         build().register_data({"name": "press"})
 
 
-def test_a_registered_name_is_refused_and_the_first_stays(
+def test_other_data_under_a_registered_name_are_its_next_version(
     build: Callable[..., FactoryDataSite], tmp_path: Path
 ) -> None:
-    """The message says how to free the name; the first registration is as it was."""
+    """That is what the site tells of; the first is kept beside it."""
     site = build()
     site.register_data(registration(tmp_path))
-    before, kept = site.get_datasite_info(), files_in(tmp_path / "site")
-    with pytest.raises(DataError, match="registered as 'press' already; remove them first"):
-        site.register_data(registration(tmp_path, load=1.0))
-    assert site.get_datasite_info() == before
-    assert files_in(tmp_path / "site") == kept
+    before = files_in(tmp_path / "site")
+    site.register_data(registration(tmp_path, load=1.0))
+    (told,) = site.get_datasite_info()["datasets"]
+    assert (told["name"], told["version"]) == ("press", 2)
+    assert set(before) < set(files_in(tmp_path / "site"))
 
 
 def test_an_update_has_what_the_contract_names(trained_site: FactoryDataSite) -> None:

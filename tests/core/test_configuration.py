@@ -170,7 +170,7 @@ def test_a_list_is_not_called_short_for_its_members_mistakes() -> None:
         parse({"motors": [{"power": -1}]}, Crowd, source="crowd.yaml")
     assert "1 mistake(s)" in str(caught.value)
     assert "motors[0].power" in str(caught.value)
-    with pytest.raises(ConfigurationError, match="motors: Tuple should have at least 1 item"):
+    with pytest.raises(ConfigurationError, match="motors: expected 1 or more, found 0"):
         parse({"motors": []}, Crowd, source="crowd.yaml")
 
 

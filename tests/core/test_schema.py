@@ -1,5 +1,6 @@
 """A schema says everything about a dataset without a row, and refuses to say it unclearly."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,20 @@ def test_every_preset_gives_a_range_for_each_feature(path: Path) -> None:
     assert preset.name == path.stem
     assert len(preset.features) == len(preset.ranges)
     assert all(low < high for low, high in preset.ranges)
+
+
+def test_the_schema_in_the_documentation_is_valid() -> None:
+    """What people copy from must load."""
+    text = (SCHEMAS.parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    documented = DataSchema.model_validate(yaml.safe_load(shown))
+    assert documented.features == (
+        "vibration",
+        "strokes",
+        "oil=mineral",
+        "oil=synthetic",
+        "heat",
+    )
 
 
 def test_a_schema_survives_the_journey_as_json() -> None:

@@ -286,7 +286,7 @@ def test_a_dataset_is_registered_listed_and_removed(
     assert row.split()[:4] == ["press", "1", "100", "press"]
     (found,) = json.loads(datasite("data", "list", "--json", "-c", config).out)
     assert (found["name"], found["version"], found["rows"]) == ("press", 1, 100)
-    assert datasite("data", "remove", "press", "-c", config).out == "removed 'press'\n"
+    assert datasite("data", "remove", "press", "-c", config).out == "removed 'press', version 1\n"
     assert json.loads(datasite("data", "list", "--json", "-c", config).out) == []
     assert "no dataset is registered" in datasite("data", "list", "-c", config).out
 
@@ -302,17 +302,35 @@ def test_bad_data_are_not_registered(
     assert json.loads(datasite("data", "list", "--json", "-c", config).out) == []
 
 
-def test_registering_twice_says_how_to_go_on(
+def test_registering_again_is_a_version_when_the_data_are_others(
     datasite: Command, registered: Path, schema: Path, tmp_path: Path
 ) -> None:
-    """The same data are registered already; for others, the message holds the command to type."""
+    """The same data are registered already; others are version 2, and either can be removed."""
     file = tmp_path / "press.csv"
     again = datasite("data", "register", file, "-s", schema, "-n", "press", "-c", registered)
-    assert (again.code, "version 1" in again.out) == (0, True)
+    assert (again.code, again.out.partition(":")[0]) == (0, "already registered 'press', version 1")
     write_table(file, load=1.0)
     ended = datasite("data", "register", file, "-s", schema, "-n", "press", "-c", registered)
-    assert ended.code == 1
-    assert "remove them first with 'datasite data remove press'" in ended.err
+    assert (ended.code, ended.out.partition(":")[0]) == (0, "registered 'press', version 2")
+    assert "plans that name version 1 keep it" in ended.out
+    listed = json.loads(datasite("data", "list", "--json", "-c", registered).out)
+    assert [(row["name"], row["version"]) for row in listed] == [("press", 1), ("press", 2)]
+    removed = datasite("data", "remove", "press", "--version", "1", "-c", registered)
+    assert removed.out == "removed 'press', version 1\n"
+    listed = json.loads(datasite("data", "list", "--json", "-c", registered).out)
+    assert [row["version"] for row in listed] == [2]
+
+
+def test_a_drift_is_told_at_registration(
+    datasite: Command, config: Path, schema: Path, tmp_path: Path
+) -> None:
+    """Half the range away is far; what stayed is not mentioned."""
+    file = tmp_path / "press.csv"
+    for shift in (0.0, 5.0):
+        write_table(file, rows=500, load=[i % 40 / 10 + shift for i in range(500)])
+        ended = datasite("data", "register", file, "-s", schema, "-n", "press", "-c", config)
+    assert "'load' has drifted far from the first version (PSI " in ended.out
+    assert "'heat'" not in ended.out
 
 
 def test_a_plan_is_listed_and_shown_in_words(datasite: Command, registered: Path) -> None:

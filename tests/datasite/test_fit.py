@@ -16,6 +16,7 @@ from core.exceptions import ConfigurationError
 from core.messages import TrainingSettings
 from datasite.training.fit import Fitted, build_optimizer, fit, mean_loss
 from datasite.training.objectives import Objective, Task
+from datasite.training.tensors import Tensors
 
 
 class Line(nn.Module):
@@ -70,8 +71,7 @@ def run(
     """Fit `model` to the rows."""
     return fit(
         model,
-        torch.tensor(x).reshape(-1, 1, 1),
-        torch.tensor(y),
+        Tensors.of(torch.tensor(x).reshape(-1, 1, 1), torch.tensor(y)),
         settings=settings(**changes),
         positive_weight=positive_weight,
         objective=objective or Objective(NOTHING),

@@ -15,6 +15,7 @@ from datasite.site import FactoryDataSite
 from datasite.training.fit import fit
 from datasite.training.objectives import OBJECTIVES, Objective, Task, build_objective
 from datasite.training.objectives.scaffold import Scaffold
+from datasite.training.tensors import Tensors
 
 HYPERPARAMETERS = {
     "fedavg": {},
@@ -74,8 +75,9 @@ def trained(asked: Objective, **changes: object) -> Line:
     settings = {"local_epochs": 2, "batch_size": 2, **changes}
     fit(
         model,
-        torch.tensor([1.0, 2.0, 3.0, 4.0]).reshape(-1, 1, 1),
-        torch.tensor([1, 0, 1, 0]),
+        Tensors.of(
+            torch.tensor([1.0, 2.0, 3.0, 4.0]).reshape(-1, 1, 1), torch.tensor([1, 0, 1, 0])
+        ),
         settings=cast("TrainingSettings", {**TRAINING, **settings}),
         positive_weight=1.0,
         objective=asked,
@@ -112,8 +114,7 @@ def test_the_anchor_does_not_move_during_the_round() -> None:
     model = Line()
     fit(
         model,
-        torch.ones(1, 1, 1),
-        torch.tensor([1]),
+        Tensors.of(torch.ones(1, 1, 1), torch.tensor([1])),
         settings=cast("TrainingSettings", TRAINING | {"local_epochs": 3}),
         positive_weight=1.0,
         objective=fedprox,

@@ -7,15 +7,17 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from sites import SCHEMA, write_table
 from sqlalchemy import select
 
 from core.exceptions import DataError, DataSiteError
 from core.schema import DataSchema
-from datasite.ledger import AuditRow, Ledger
+from datasite.ledger import AuditRow, DatasetRow, Ledger
 from datasite.registry import Dataset, Registry, file_sha256
 from datasite.site import FactoryDataSite
+from datasite.unfinished import unfinished_file
 
 PRESS = DataSchema.model_validate(SCHEMA)
 
@@ -65,7 +67,7 @@ def test_versions_count_up_after_a_removal(registry: Registry, file: Path, tmp_p
     assert registry.register(file, PRESS, name="mill", who="operator").version == 1
 
 
-def test_an_old_version_is_not_found(registry: Registry, file: Path) -> None:
+def test_a_removed_version_is_not_found(registry: Registry, file: Path) -> None:
     """The message names the version that there is."""
     for _ in range(2):
         registry.register(file, PRESS, name="press", who="operator")
@@ -151,12 +153,84 @@ def test_the_same_data_again_change_nothing(
         assert len(session.scalars(select(AuditRow)).all()) == 1
 
 
-def test_the_same_data_under_another_schema_are_other_data(registry: Registry, file: Path) -> None:
-    """What researchers were told about a dataset does not change under its name."""
+def test_other_data_under_a_name_are_a_version_more(registry: Registry, tmp_path: Path) -> None:
+    """Both are kept, each with its own rows; unnamed, the newest is meant."""
+    first = registry.register(write_table(tmp_path / "a.csv"), PRESS, name="press", who="operator")
+    second = registry.register(
+        write_table(tmp_path / "b.csv", load=1.0), PRESS, name="press", who="operator"
+    )
+    assert (first.version, second.version) == (1, 2)
+    assert registry.find("press", 1) == first
+    assert registry.find("press") == registry.find("press", 2) == second
+    assert registry.current() == [second]
+    assert registry.versions() == [first, second]
+    assert file_sha256(first.file) == first.sha256 != second.sha256 == file_sha256(second.file)
+
+
+def test_data_that_come_back_are_a_version_more(registry: Registry, tmp_path: Path) -> None:
+    """Only the newest version is compared: what researchers see becomes what was registered."""
+    versions = [
+        registry.register(
+            write_table(tmp_path / "a.csv", load=load), PRESS, name="press", who="operator"
+        ).version
+        for load in (1.0, 2.0, 1.0)
+    ]
+    assert versions == [1, 2, 3]
+
+
+def test_the_same_data_under_another_schema_are_another_version(
+    registry: Registry, file: Path
+) -> None:
+    """What researchers were told about a version does not change."""
     registry.register(file, PRESS, name="press", who="operator")
     other = PRESS.model_copy(update={"description": "another press"})
-    with pytest.raises(DataError, match="other data are registered as 'press' already"):
-        registry.register(file, other, name="press", who="operator")
+    assert registry.register(file, other, name="press", who="operator").version == 2
+    assert registry.find("press", 1).schema == PRESS
+    assert registry.find("press").schema == other
+
+
+def test_the_same_rows_in_another_form_are_the_same_data(
+    registry: Registry, ledger: Ledger, file: Path, tmp_path: Path
+) -> None:
+    """As Parquet in small pieces; and beside a copy that an older library wrote its own way."""
+    first = registry.register(file, PRESS, name="press", who="operator")
+    table = pd.read_csv(file)
+    table.to_parquet(tmp_path / "press.parquet", row_group_size=7)
+    again = tmp_path / "press.parquet"
+    assert registry.register(again, PRESS, name="press", who="operator") == first
+    pd.read_parquet(first.file).to_parquet(first.file, compression="gzip")
+    assert file_sha256(first.file) != first.sha256
+    with ledger.write() as session:
+        session.get_one(DatasetRow, ("press", 1)).sha256 = file_sha256(first.file)
+    assert registry.register(again, PRESS, name="press", who="operator").version == 1
+    table["load"] += 1e-9  # other rows, though no eye sees it
+    table.to_parquet(again)
+    assert registry.register(again, PRESS, name="press", who="operator").version == 2
+
+
+def test_one_version_is_removed_alone_or_all_together(registry: Registry, tmp_path: Path) -> None:
+    """A version's copy goes with it; its number is not given again."""
+    made = [
+        registry.register(
+            write_table(tmp_path / "a.csv", load=load), PRESS, name="press", who="operator"
+        )
+        for load in (1.0, 2.0, 3.0)
+    ]
+    assert registry.remove("press", 2, who="operator") == [2]
+    assert kept(tmp_path) == [made[0].file.name, made[2].file.name]
+    with pytest.raises(DataError, match=r"press \(version 2\) is not registered here"):
+        registry.remove("press", 2, who="operator")
+    assert registry.remove("press", who="operator") == [1, 3]
+    assert kept(tmp_path) == []
+
+
+def test_a_bad_file_leaves_nothing(registry: Registry, tmp_path: Path) -> None:
+    """The copy is written while the file is read, and goes when its last row is wrong."""
+    file = write_table(tmp_path / "press.csv")
+    file.write_text(file.read_text() + "99,1,0\n")
+    with pytest.raises(DataError, match="line 102, 'load': 99 is outside 0 to 10"):
+        registry.register(file, PRESS, name="press", who="operator")
+    assert kept(tmp_path) == []
 
 
 def test_two_registrations_at_once_make_one_dataset(
@@ -218,6 +292,44 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path) -> None:
     assert refused.startswith("factory-1: 'press' cannot be kept in ")
     assert refused.endswith("File too large")
     assert (nothing, version) == ("0 []", "1")
+
+
+KILLED = """
+import os, sys
+sys.path[:0] = {path!r}
+from pathlib import Path
+from sites import SCHEMA
+from core.schema import DataSchema
+from datasite.data import copy
+from datasite.ledger import Ledger
+from datasite.registry import Registry
+
+class Dying(copy.CopyWriter):
+    def add(self, rows):
+        super().add(rows)
+        os.kill(os.getpid(), 9)
+
+copy.CopyWriter = Dying
+folder = Path(sys.argv[1])
+registry = Registry(Ledger(folder / "other.db", site_id="f"), folder / "data", site_id="f")
+registry.register(folder / "press.csv", DataSchema.model_validate(SCHEMA), name="x", who="o")
+"""
+
+
+def test_what_a_killed_registration_left_goes_with_the_next(
+    registry: Registry, file: Path, tmp_path: Path
+) -> None:
+    """Private rows do not stay behind; what another registration is writing now does."""
+    tests = Path(__file__).resolve().parents[1]
+    script = KILLED.format(path=[str(tests), str(tests.parent)])
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], timeout=60, check=False)
+    assert done.returncode == -9
+    assert len(kept(tmp_path)) == 1
+    with unfinished_file(tmp_path / "data") as mine:
+        assert kept(tmp_path) == [mine.name]
+        dataset = registry.register(file, PRESS, name="press", who="operator")
+        assert sorted([mine.name, dataset.file.name]) == kept(tmp_path)
+    assert kept(tmp_path) == [dataset.file.name]
 
 
 def test_a_ledger_that_refuses_leaves_no_copy(

@@ -38,9 +38,9 @@ def test_a_site_has_the_parts_of_a_real_one(files: dict[str, SiteFile]) -> None:
     expected = prepare_parts(table, SCHEMA, SPLIT, "factory-2")
     for name in ("train", "validation", "test"):
         found = data.part("factory-2", name, SPLIT, AS_IT_IS)
-        x, y = getattr(expected, name)
-        assert np.array_equal(found.inputs.numpy(), x)
-        assert np.array_equal(found.labels.numpy(), y)
+        part = getattr(expected, name)
+        assert np.array_equal(found.windows(found.starts).numpy(), part.x)
+        assert np.array_equal(found.labels.numpy(), part.y)
     assert data.count_rows("factory-2") == len(table)
 
 
@@ -67,12 +67,12 @@ def test_what_finds_no_room_is_read_again(files: dict[str, SiteFile]) -> None:
     with pytest.raises(DataSiteError, match=r"factory-1: .* changed since the run began"):
         data.part("factory-1", "train", SPLIT, AS_IT_IS)
     files["factory-1"].path.with_suffix(".away").rename(files["factory-1"].path)
-    assert torch.equal(data.part("factory-1", "train", SPLIT, AS_IT_IS).inputs, before.inputs)
+    assert torch.equal(data.part("factory-1", "train", SPLIT, AS_IT_IS).rows, before.rows)
 
 
 def test_the_room_holds_what_fits(files: dict[str, SiteFile]) -> None:
-    """600 rows of 11 numbers and a label, 52 bytes each, and what is around them: two sites fit."""
-    data = SiteData(files, SCHEMA, room_bytes=80_000)
+    """600 rows of 11 numbers, a label and a start, 60 bytes each, and what is around: two fit."""
+    data = SiteData(files, SCHEMA, room_bytes=90_000)
     for site_id in files:
         data.part(site_id, "train", SPLIT, AS_IT_IS)
     for file in files.values():

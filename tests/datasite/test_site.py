@@ -408,6 +408,18 @@ def test_a_plan_does_not_pass_to_the_next_version_of_the_data(
     assert "registered: press (version 2)" in message
 
 
+def test_a_plan_keeps_the_version_that_it_names(site: FactoryDataSite, tmp_path: Path) -> None:
+    """Its sums are those of version 1 after version 2 came; the site tells of version 2 alone."""
+    plan_id = planned(site)
+    before = ask(site, {"kind": "statistics", "plan_id": plan_id})
+    register(site, tmp_path, load=9.0)
+    assert ask(site, {"kind": "statistics", "plan_id": plan_id}) == before
+    (described,) = site.describe()["datasets"]
+    assert (described["name"], described["version"]) == ("press", 2)
+    newest = planned(site, dataset_version=2)
+    assert ask(site, {"kind": "statistics", "plan_id": newest})["total"][0] == pytest.approx(900)
+
+
 @pytest.mark.parametrize("change", ["changed", "deleted"])
 def test_a_private_file_that_is_not_the_registered_one_is_refused(
     site: FactoryDataSite, change: str
@@ -603,8 +615,9 @@ def test_a_part_with_one_label_is_told_by_its_size_only(
     [
         ({"metrics": {"train_loss": 0.5, "row": 42.0}}, "row"),
         ({"metrics": {"largest_value": 1.0}}, "largest_value"),
+        ({"metrics": {"psi.load": 42.0}}, "psi.load"),
     ],
-    ids=["beside a known one", "alone"],
+    ids=["beside a known one", "alone", "a drift that the site did not find"],
 )
 def test_an_unknown_metric_does_not_leave(
     open_site: OpenSite, tmp_path: Path, changes: dict[str, Any], named: str

@@ -63,6 +63,7 @@ def job(tmp_path: Path) -> Job:
         sha256=file_sha256(file),
         schema=schema,
         split=cast("Any", SPLIT),
+        drift={},
     )
 
 

@@ -8,6 +8,7 @@ from federations import RESEARCHER, Federation
 from sqlalchemy import select
 
 from core import wire
+from core.drift import flagged
 from core.exceptions import (
     AggregationError,
     CommunicationError,
@@ -173,6 +174,17 @@ def test_a_site_without_the_dataset_is_named_with_what_to_do(federation: Federat
         DataError, match=r"factory-2: has no dataset 'ai4i'.*datasite data register"
     ):
         federation.run("one")
+
+
+def test_a_drift_comes_with_every_round(federation: Federation) -> None:
+    """A second version that is 6 K hotter: its site's record says so, and the others' nothing."""
+    federation.heat("factory-2", 6.0)
+    results = federation.run("one")
+    for record in results["rounds"]:
+        told = {site_id: flagged(metrics) for site_id, metrics in record["sites"].items()}
+        assert list(told["factory-2"]) == ["Air temperature [K]"]
+        assert (told["factory-1"], told["factory-3"]) == ({}, {})
+        assert not any("psi." in name for name in record["sites"]["factory-1"])
 
 
 class Unreachable:

@@ -19,7 +19,7 @@ from commands import (
 from federations import Federation
 
 from orchestrator.testbed.presets import AI4I_SCHEMA
-from orchestrator.testbed.processes import Testbed, run_datasite
+from orchestrator.testbed.processes import SiteProcess, Testbed, run_datasite
 from orchestrator.testbed.settings import OPERATOR, RESEARCHER
 
 pytestmark = pytest.mark.live
@@ -233,21 +233,45 @@ def test_the_operator_sees_the_site_its_accounts_and_its_log(
     assert "all as they were written" in run_datasite("audit", "verify", *config)
 
 
-def test_a_plain_pysyft_client_sees_the_mock_and_not_the_rows(testbed: Testbed) -> None:
-    """`sy.login` with nothing of ours shows the dataset, its schema and its mock, and no row."""
+def shown(testbed: Testbed, site: SiteProcess, account: str, email: str) -> Any:
+    """Give the dataset that a plain PySyft client sees at a site, with nothing of ours."""
     import syft  # noqa: PLC0415 - takes seconds
 
-    site = testbed.sites()[0]
-    password_file = testbed.folder / site.site_id / "researcher.password"
+    password_file = testbed.folder / site.site_id / f"{account}.password"
     password = password_file.read_text(encoding="utf-8").strip()
-    client = syft.login(url=site.url, email=RESEARCHER, password=password)
-    dataset = client.datasets.get_all()[0]
+    client = syft.login(url=site.url, email=email, password=password)
+    return client.datasets.get_all()[0]
+
+
+def test_a_plain_pysyft_client_sees_the_mock_and_not_the_rows(testbed: Testbed) -> None:
+    """`sy.login` shows the dataset, its schema and its mock, and no row."""
+    dataset = shown(testbed, testbed.sites()[0], "researcher", RESEARCHER)
     assert dataset.name == "ai4i"
     assert "Air temperature [K]" in dataset.description.text
     mock = dataset.assets[0].mock
     assert list(mock.columns)[-1] == "Machine failure"
     assert len(mock) == 100
     assert not hasattr(dataset.assets[0].data, "columns")
+
+
+def test_factories_with_different_rows_show_the_same_mock(testbed: Testbed) -> None:
+    """It is drawn from the schema alone, which the three have in common."""
+    first, *others = (
+        shown(testbed, site, "researcher", RESEARCHER).assets[0].mock for site in testbed.sites()
+    )
+    assert len(others) == 2
+    assert all(mock.equals(first) for mock in others)
+
+
+def test_pysyft_has_a_manifest_of_the_rows_and_not_one_of_them(testbed: Testbed) -> None:
+    """Even its operator finds there where they lie, and what they hash to."""
+    site = testbed.sites()[0]
+    kept = shown(testbed, site, "operator", OPERATOR).assets[0].data
+    config = str(testbed.config_file(site.site_id))
+    (listed,) = json.loads(run_datasite("data", "list", "--json", "--config", config))
+    assert list(kept.columns) == ["file", "rows", "columns", "size_bytes", "sha256"]
+    assert kept["rows"].tolist() == [listed["rows"]]
+    assert kept["sha256"].tolist() == [listed["sha256"]]
 
 
 def test_a_killed_site_comes_back_with_its_data_and_accounts(

@@ -229,6 +229,18 @@ def test_a_run_is_shown_and_exported(
     assert json.loads(capsys.readouterr().out) == federation.store.results("one")
 
 
+def test_a_run_is_shown_with_what_has_drifted(
+    orchestrator: Command, federation: Federation, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Once, by site and sensor, however many rounds told of it."""
+    federation.heat("factory-2", 6.0)
+    federation.run("one", rounds=2)
+    assert orchestrator("show", "one", "--runs", str(federation.store.root)) == 0
+    (warning,) = [line for line in capsys.readouterr().out.splitlines() if "drifted" in line]
+    said = r"  factory-2: its data have drifted .*: Air temperature \[K\] \(PSI \d\.\d\d, large\)"
+    assert re.fullmatch(said, warning)
+
+
 def test_an_export_to_another_format_ends_with_4(
     orchestrator: Command, runs: RunStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -116,7 +116,7 @@ def test_participants_are_all_or_named(experiment: Path, sites: object, expected
         ({"participation": {"sites": []}}, "participation.sites: name each once, and at least one"),
         (
             {"participation": {"sites": "factory-1"}},
-            "participation.sites: Input should be a valid tuple",
+            "participation.sites: expected a list",
         ),
         ({"min_sites": 0}, "min_sites: Input should be greater than or equal to 1"),
         ({"split": {"test": 0.5, "validation": 0.5}}, "split: test and validation together leave"),
@@ -231,7 +231,7 @@ def test_a_password_file_that_cannot_be_read_is_told(
 @pytest.mark.parametrize(
     ("sites", "said"),
     [
-        ([], "sites: Tuple should have at least 1 item"),
+        ([], "sites: expected 1 or more, found 0"),
         ([site(1), site(2), site(1)], "sites: named more than once: factory-1"),
         ([site(password_file="x")], "sites[0]: give either `password`"),
         ([{k: v for k, v in site().items() if k != "password"}], "sites[0]: give either"),

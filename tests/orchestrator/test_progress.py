@@ -146,3 +146,32 @@ def test_what_is_no_terminal_gets_lines(as_json: bool, kind: type[Observer]) -> 
 def test_an_observer_may_leave_everything_as_it_is() -> None:
     """Each method has a default that does nothing."""
     watch(Observer())
+
+
+DRIFTED = {"train_loss": 0.5, "psi.load": 0.31, "psi.heat": 0.21, "psi.speed": 0.2}
+WARNING = (
+    "factory-2: its data have drifted from their first version: load (PSI 0.31, large), "
+    "heat (PSI 0.21)"
+)
+
+
+def test_a_drift_is_told_once() -> None:
+    """By site and sensor, from a PSI above 0.2; the next round says it again only when it moved."""
+    stream = io.StringIO()
+    observer = PlainLines(stream)
+    for number in range(3):
+        sites = {"factory-1": {"psi.load": 0.01}, "factory-2": DRIFTED}
+        observer.round_done("one", record(number, sites=sites, missing={}))
+    lines = stream.getvalue().splitlines()
+    assert [line for line in lines if "drifted" in line] == [f"  {WARNING}"]
+    assert lines[1] == f"  {WARNING}"
+
+
+def test_the_live_display_tells_of_a_drift() -> None:
+    """Above the table, as what is missing."""
+    console = Console(file=io.StringIO(), width=200)
+    observer = LiveDisplay(console)
+    observer.started("one", 0, 1)
+    observer.round_done("one", record(0, sites={"factory-2": DRIFTED}, missing={}))
+    observer.finished("one", ExperimentStatus.COMPLETED, "")
+    assert console.file.getvalue().count(WARNING) == 1  # type: ignore[attr-defined]
