@@ -135,7 +135,6 @@ def _manifest(dataset: Dataset) -> pd.DataFrame:
             "file": [dataset.file.name],
             "rows": [dataset.rows],
             "columns": [len(file_columns(dataset.schema))],
-            "size_bytes": [dataset.file.stat().st_size],
             "sha256": [dataset.sha256],
         }
     )

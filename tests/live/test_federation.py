@@ -269,7 +269,7 @@ def test_pysyft_has_a_manifest_of_the_rows_and_not_one_of_them(testbed: Testbed)
     kept = shown(testbed, site, "operator", OPERATOR).assets[0].data
     config = str(testbed.config_file(site.site_id))
     (listed,) = json.loads(run_datasite("data", "list", "--json", "--config", config))
-    assert list(kept.columns) == ["file", "rows", "columns", "size_bytes", "sha256"]
+    assert list(kept.columns) == ["file", "rows", "columns", "sha256"]
     assert kept["rows"].tolist() == [listed["rows"]]
     assert kept["sha256"].tolist() == [listed["sha256"]]
 

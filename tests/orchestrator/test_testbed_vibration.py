@@ -178,5 +178,5 @@ def test_a_datasite_takes_the_files(tmp_path: Path, distribution: DataDistributi
     assert [report.ignored for report in reports] == [()] * sites
     assert sum(len(report.balance) for report in reports) == sites * MACHINES_A_SITE
     for path, report in zip(paths, reports, strict=True):
-        assert report.rows == 1440 * report.machines
+        assert report.rows == 1440 * len(report.balance)
         prepare_parts(load_table(path, SCHEMA), SCHEMA, SPLIT, path.stem)
