@@ -100,7 +100,7 @@ class Target:
             after["plans"] = [row for row in after["plans"] if row in self.kept["plans"]]
         assert after == self.kept
         with self.site.ledger.read() as session:
-            audit.verify(session)
+            audit.verify(audit.written(session))
             rows = session.query(AuditRow).all()
         assert max(len(json.dumps(audit.as_json(row))) for row in rows) < _LONGEST_ROW
         again = ask(self.site, self.valid["train"])
@@ -205,7 +205,7 @@ def attack(target: Target, send: Callable[..., None]) -> None:
     send()
     failed, harmless = target.failed - failed, target.harmless - harmless
     assert failed + harmless >= MESSAGES // _CLASSES
-    assert harmless < 0.05 * failed
+    assert harmless < 0.1 * failed  # a bit of a name or of a number may leave a valid message
     target.require_unchanged()
 
 
