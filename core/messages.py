@@ -1,8 +1,9 @@
 """Every message between orchestrator and site, as typed dictionaries.
 
 A message is a plain `dict` whose `kind` says which of these it is; `core.wire` turns it into bytes
-and back. Rules of change: a kind is never removed, a field never changes its meaning, and a new
-field is optional (`NotRequired`); anything else takes a new `core.wire.VERSION`.
+and back. Rules of change: a kind may be added, since a side that does not know it says so, and is
+never removed; a field never changes its meaning, and a new field is optional (`NotRequired`);
+anything else takes a new `core.wire.VERSION`.
 
 Enumerations travel as their values (statuses as their names), times as ISO 8601 in UTC.
 """

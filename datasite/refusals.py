@@ -46,7 +46,10 @@ class Refusals:
         self._held_back: dict[str, Counter[str]] = {}
 
     def note(self, email: str, what: str) -> None:
-        """Write down that `email`, "" for a stranger, was refused `what`."""
+        """Write down that `email`, "" for a stranger, was refused `what`.
+
+        Where that cannot be written it is logged: it is refused all the same.
+        """
         who, what = email or STRANGER, what[:_SHOWN].encode(errors="backslashreplace").decode()
         most = _ROWS_OF_ACCOUNT if email else _ROWS_OF_STRANGERS
         with self._counting:
@@ -57,7 +60,7 @@ class Refusals:
             else:
                 self._hold_back(who, what)
         if is_row:
-            self._write(_entry(who, {"path": what}))
+            self._try_to_write(who, {"path": what})
 
     def close(self) -> None:
         """End the minute, and write down what was held back in it."""
@@ -69,10 +72,14 @@ class Refusals:
             timer.cancel()
         for who, kinds in held_back.items():
             detail = {"path": "several", "count": kinds.total(), "of": dict(kinds)}
-            try:
-                self._write(_entry(who, detail))
-            except FederatedLearningError as exc:  # a full disk: there may be nobody to be told
-                logger.error("no audit row of {} refusals to {}: {}", kinds.total(), who, exc)
+            self._try_to_write(who, detail)
+
+    def _try_to_write(self, who: str, detail: dict[str, object]) -> None:
+        entry = Entry(who=who, action="call refused", outcome="SecurityError", detail=detail)
+        try:
+            self._write(entry)
+        except FederatedLearningError as exc:  # a full disk
+            logger.error("no audit row of what {} was refused: {}", who, exc)
 
     def _open_window(self) -> None:
         if self._timer is None:
@@ -83,7 +90,3 @@ class Refusals:
     def _hold_back(self, who: str, what: str) -> None:
         kinds = self._held_back.setdefault(who, Counter())
         kinds[what if what in kinds or len(kinds) < _KINDS else "others"] += 1
-
-
-def _entry(who: str, detail: dict[str, object]) -> Entry:
-    return Entry(who=who, action="call refused", outcome="SecurityError", detail=detail)

@@ -1,8 +1,8 @@
 """Ten thousand hostile messages to a site's `handle`: each gets a typed answer, and does nothing.
 
-They are the same ten thousand each time. A few are so little damaged that they are valid messages
-still (another seed, another bit of a parameter); these are answered as such. All others are to be a
-`Failure`, and to leave no trace but their rows on the audit log.
+They are the same each time that the code is. A few beyond the ten thousand are so little damaged
+that they are valid messages still (another seed, another name of a run); these are answered as
+such. All others get a `Failure`, and leave no trace but their rows on the audit log.
 """
 
 import json
@@ -43,7 +43,7 @@ AUDITOR: Final = Caller(email="auditor@authority.example.com", role=Role.AUDITOR
 CALLERS: Final = st.sampled_from([RESEARCHER, RIVAL, AUDITOR])
 
 some_of_them = settings(
-    max_examples=MESSAGES // _CLASSES,
+    max_examples=MESSAGES // _CLASSES * 23 // 20,
     derandomize=True,
     deadline=None,
     database=None,
@@ -201,11 +201,15 @@ NAMES: Final = [
 
 def attack(target: Target, send: Callable[..., None]) -> None:
     """Run all the examples of one class, and look at the site afterwards."""
-    failed, harmless = target.failed, target.harmless
+    before = target.failed
     send()
+<<<<<<< HEAD
     failed, harmless = target.failed - failed, target.harmless - harmless
     assert failed + harmless >= MESSAGES // _CLASSES
     assert harmless < 0.1 * failed  # a bit of a name or of a number may leave a valid message
+=======
+    assert target.failed - before >= MESSAGES // _CLASSES
+>>>>>>> 60b91dc06f2381c2ff8ee217747c81f88d373031
     target.require_unchanged()
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from loguru import logger
 from sqlalchemy import func, select
 
 from core.exceptions import DataSiteError
@@ -123,17 +124,20 @@ def test_none_is_lost_between_threads(log: Log) -> None:
     assert log.counted(STRANGER) == 2000
 
 
-def test_a_full_disk_does_not_stop_the_counting() -> None:
-    """The number cannot be written, and nobody is there to be told: the log has it."""
+def test_a_full_disk_is_nobodys_error() -> None:
+    """What is refused is refused; the site's own log says what could not be written."""
 
     def full(entry: Entry) -> None:
         raise DataSiteError("the disk is full")
 
+    said: list[str] = []
+    sink = logger.add(said.append, format="{message}")
     refusals = Refusals(full)
-    with pytest.raises(DataSiteError):
+    for _ in range(3):
         refusals.note("", "log-in")
-    refusals.note("", "log-in")
     refusals.close()
+    logger.remove(sink)
+    assert said == ["no audit row of what a stranger was refused: the disk is full\n"] * 2
 
 
 def test_the_rows_stand_in_the_chain(ledger: Ledger) -> None:

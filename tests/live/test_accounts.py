@@ -112,6 +112,18 @@ def outcomes(site: LiveSite, action: str) -> list[tuple[str, dict[str, Any]]]:
     return [(row["who"], row["detail"]) for row in site.audit() if row["action"] == action]
 
 
+def test_who_opened_an_account_is_on_the_log(site: LiveSite) -> None:
+    """Those of site.yaml with their roles, and then the operator's."""
+    email = open_account(site, "newcomer")
+    opened = [(who, *detail.values()) for who, detail in outcomes(site, "account opened")]
+    assert opened[:3] == [
+        ("site.yaml", RESEARCHER, "researcher"),
+        ("site.yaml", RIVAL, "researcher"),
+        ("site.yaml", AUDITOR, "auditor"),
+    ]
+    assert opened[-1] == ("operator", email, "researcher")
+
+
 def test_a_disabled_account_is_out_at_once_everywhere(site: LiveSite) -> None:
     """Its next call is refused, whichever way it comes; another account is not disturbed."""
     email = open_account(site, "leaver")

@@ -339,3 +339,11 @@ def test_a_testbed_that_is_not_there_ends_with_4(
     err = capsys.readouterr().err
     assert "there is no testbed in" in err
     assert "start one with 'orchestrator testbed up'" in err
+
+
+def test_an_auditor_is_told_which_sites_there_are(
+    orchestrator: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """A site that the file does not name is a mistake in what was typed."""
+    assert orchestrator("audit", str(write_sites(tmp_path)), "--site", "factory-9") == 4
+    assert "names no site 'factory-9'; it has: factory-1" in capsys.readouterr().err
