@@ -203,13 +203,7 @@ def attack(target: Target, send: Callable[..., None]) -> None:
     """Run all the examples of one class, and look at the site afterwards."""
     before = target.failed
     send()
-<<<<<<< HEAD
-    failed, harmless = target.failed - failed, target.harmless - harmless
-    assert failed + harmless >= MESSAGES // _CLASSES
-    assert harmless < 0.1 * failed  # a bit of a name or of a number may leave a valid message
-=======
     assert target.failed - before >= MESSAGES // _CLASSES
->>>>>>> 60b91dc06f2381c2ff8ee217747c81f88d373031
     target.require_unchanged()
 
 
