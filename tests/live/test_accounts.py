@@ -257,7 +257,7 @@ def test_an_auditor_sees_every_researchers_plan(site: LiveSite, tmp_path: Path) 
     ended = orchestrator("audit", file, "--site", SITE, "--plans", "--json")
     plans = {each["plan_id"]: each for each in map(json.loads, ended.stdout.splitlines())}
     assert plans[plan["plan_id"]]["proposal"]["run_id"] == "seen"
-    assert plans[plan["plan_id"]]["decided_by"] == "policy"
+    assert plans[plan["plan_id"]]["decided_by"] == "rule 'lab'"
 
 
 def test_a_researcher_is_no_auditor(site: LiveSite, tmp_path: Path) -> None:
