@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, EmailStr, Field, SecretStr, model_va
 
 from core.configuration import load_yaml
 from core.exceptions import ConfigurationError
+from datasite.modes import private_directory, require_private_tree, require_secret
 
 
 class _Strict(BaseModel):
@@ -199,15 +200,37 @@ def password_of(account: Credentials, *, entry: str) -> str:
 
 
 def open_state(config: SiteConfig) -> Path:
-    """Give the state folder, made when it is not there, and private (0700).
+    """Give the state folder, made when it is not there; from here on files are made private.
 
     Raises:
-        ConfigurationError: It cannot be made, or it belongs to somebody else.
+        ConfigurationError: It cannot be made, belongs to somebody else, or others may enter it.
     """
     os.umask(0o077)
     try:
-        config.state.mkdir(parents=True, exist_ok=True)
-        config.state.chmod(0o700)
-    except OSError as exc:
-        raise ConfigurationError(f"state: {config.state} cannot be made: {exc.strerror}") from exc
-    return config.state
+        return private_directory(config.state)
+    except ConfigurationError as exc:
+        raise ConfigurationError(f"state: {exc}") from exc
+
+
+def require_private(config: SiteConfig) -> None:
+    """Check that nobody but this account reads or changes what the site keeps secret.
+
+    Raises:
+        ConfigurationError: The state, a password's file or the TLS key is open to others.
+    """
+    try:
+        require_private_tree(config.state)
+    except ConfigurationError as exc:
+        raise ConfigurationError(f"state: {exc}") from exc
+    for entry, path in secret_files(config).items():
+        require_secret(path, entry=entry)
+
+
+def secret_files(config: SiteConfig) -> dict[str, Path]:
+    """Give the files with secrets that `site.yaml` names, by where it names them."""
+    accounts: dict[str, Credentials] = {"operator": config.operator}
+    accounts |= {f"researchers[{i}]": each for i, each in enumerate(config.researchers)}
+    files = {f"{entry}.password_file": each.password_file for entry, each in accounts.items()}
+    if config.listen.tls is not None:
+        files["listen.tls.key"] = config.listen.tls.key
+    return {entry: path for entry, path in files.items() if path is not None}

@@ -11,9 +11,10 @@ from core.plans import PlanStatus
 from datasite import audit
 from datasite.caller import Role
 from datasite.certificates import SiteTls
-from datasite.configuration import SiteConfig, Tls, password_of
+from datasite.configuration import SiteConfig, Tls, open_state, password_of, require_private
 from datasite.data.mock import make_mock
 from datasite.data.table import load_table
+from datasite.holding import held
 from datasite.identity import require_strong_password
 from datasite.operator_door import DoorActions, open_door
 from datasite.publishing import PublishedDataset
@@ -26,9 +27,11 @@ def serve(config: SiteConfig) -> None:
     """Serve the site until it is told to stop.
 
     Raises:
-        ConfigurationError: An account's password will not do, or the state cannot be opened.
+        ConfigurationError: An account's password will not do, the state cannot be opened, or
+            others could read what the site keeps secret.
         DataSiteError: The port is taken, or the site runs already.
     """
+    require_private(config)
     passwords = _researchers_passwords(config)
     tls = _open_tls(config.listen.tls)
     site = FactoryDataSite()
@@ -44,16 +47,17 @@ def serve(config: SiteConfig) -> None:
         on_refused=lambda email, path: _note_refusal(site, email, path),
         allocate=site.allocate,
     )
-    try:
-        site.open(config)
-        server.open()
-        _open_accounts(server, passwords)
-        _publish_registered(site, server)
-        with open_door(_actions(site, server, tls), config.state):
-            server.run()
-    finally:
-        server.close()
-        site.close()
+    with held(open_state(config), site_id=config.site_id):
+        try:
+            site.open(config)
+            server.open()
+            _open_accounts(server, passwords)
+            _publish_registered(site, server)
+            with open_door(_actions(site, server, tls), config.state):
+                server.run()
+        finally:
+            server.close()
+            site.close()
 
 
 def _researchers_passwords(config: SiteConfig) -> dict[str, str]:

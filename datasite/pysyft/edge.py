@@ -19,7 +19,8 @@ from core.exceptions import ProtocolError
 from core.pysyft_patches import deserialize_only
 from datasite.caller import Caller, Role
 from datasite.changes import DatabaseChanges
-from datasite.identity import Identity, private_directory
+from datasite.identity import Identity
+from datasite.modes import private_directory
 from datasite.operator_door import Account
 from datasite.publishing import PublishedDataset
 from datasite.pysyft.accounts import Accounts
