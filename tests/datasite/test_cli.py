@@ -46,6 +46,8 @@ VERBS = [
     "audit show",
     "audit verify",
     "certificate request",
+    "backup",
+    "restore",
 ]
 
 ROOT = Path(__file__).resolve().parents[2]
