@@ -48,6 +48,7 @@ VERBS = [
     "certificate request",
     "backup",
     "restore",
+    "doctor",
 ]
 
 ROOT = Path(__file__).resolve().parents[2]
