@@ -1,5 +1,6 @@
 """Whether a site can do its work: its file, its folder, its machine, and itself where it runs."""
 
+import http.client
 import os
 import socket
 import tempfile
@@ -44,7 +45,6 @@ _DATA_S: Final = 600.0
 _SOON_DAYS: Final = 30
 _SKEW_S: Final = 2.0
 _GB: Final = 1e9
-_HTTP_OK: Final = 200
 _EVERYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not listened on
 _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 
@@ -90,10 +90,15 @@ def _examine_site(checkup: Checkup, config: SiteConfig) -> None:
         "memory": (_memory, "look at the machine's memory"),
         "clock": (_clock, "set the clock by NTP, and look at the disk's server if it has one"),
         "port": (_port, "end what listens there, or choose another listen.port"),
-        "ledger": (_ledger, "stop the site and restore its last backup: datasite restore"),
     }
     for name, (look, advice) in checks.items():
         checkup.check(name, partial(look, config), advice=advice)
+    checkup.check(
+        "ledger",
+        partial(_ledger, config),
+        advice="stop the site and restore its last backup: datasite restore",
+        limit_s=_DATA_S,
+    )
     _examine_data(checkup, config)
     checkup.check(
         "trainer",
@@ -213,14 +218,7 @@ def _port(config: SiteConfig) -> Verdict:
     listen = config.listen
     with _door(config) as door:
         if door.is_running():
-            told = door.status()
-            host = _EVERYWHERE.get(listen.host, listen.host)
-            host = f"[{host}]" if ":" in host else host
-            scheme = "http" if listen.tls is None else "https"
-            status = status_of(f"{scheme}://{host}:{listen.port}/api/v2/")
-            if status != _HTTP_OK:
-                return fail(f"the site answers HTTP {status}", "see its log")
-            return ok(f"the site runs and answers on {told['url']}, {told['status']}")
+            return _running(config, door)
     family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
     try:
         socket.create_server((listen.host, listen.port), family=family).close()
@@ -232,6 +230,23 @@ def _port(config: SiteConfig) -> Verdict:
             "has it too",
         )
     return ok(f"{listen.host}:{listen.port} is free; the site does not run")
+
+
+def _running(config: SiteConfig, door: OperatorDoor) -> Verdict:
+    """Look at the site where it runs: its routes first, which answer soon or not at all."""
+    listen = config.listen
+    host = _EVERYWHERE.get(listen.host, listen.host)
+    host = f"[{host}]" if ":" in host else host
+    url = f"{'http' if listen.tls is None else 'https'}://{host}:{listen.port}/api/v2/"
+    advice = "see its log; if it is frozen, end it and start it again"
+    try:
+        status = status_of(url)
+    except (OSError, http.client.HTTPException) as exc:
+        return fail(f"the site runs and does not answer at {url}: {exc}", advice)
+    if status != http.HTTPStatus.OK:
+        return fail(f"the site runs and answers HTTP {status} at {url}", advice)
+    told = door.status()
+    return ok(f"the site runs and answers on {told['url']}, {told['status']}")
 
 
 def _ledger(config: SiteConfig) -> Verdict:

@@ -50,12 +50,12 @@ def require_private_tree(folder: Path) -> int:
     faults = []
     count = 0
     try:
+        if not folder.is_dir():
+            return 0
         for path, found in _everything(folder):
             count += 1
             if fault := _fault(path, found):
                 faults.append(fault)
-    except (FileNotFoundError, NotADirectoryError):
-        return 0
     except OSError as exc:
         raise ConfigurationError(f"{exc.filename}: cannot be looked at: {exc.strerror}") from exc
     if faults:
