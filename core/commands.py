@@ -1,7 +1,7 @@
 """What the two commands share: how they end, how they log, how they print lists."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, NoReturn
 
 import click
@@ -76,6 +76,24 @@ def echo_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, empt
     for row in cells:
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         typer.echo(line.rstrip())
+
+
+def echo_findings(rows: Sequence[Mapping[str, str]], *, as_json: bool) -> None:
+    """Print what a check-up found; exit code 1 when something failed.
+
+    Args:
+        rows: Of `core.checkup.as_rows`.
+        as_json: As JSON and not for a person.
+    """
+    if as_json:
+        echo_json(list(rows))
+    else:
+        width = max(len(row["check"]) for row in rows)
+        indent = "\n" + " " * (width + 8)
+        for row in rows:
+            lines = [*row["found"].splitlines(), *([f"> {row['advice']}"] if row["advice"] else [])]
+            typer.echo(f"{row['outcome']:<4}  {row['check']:<{width}}  {indent.join(lines)}")
+    raise typer.Exit(int(any(row["outcome"] == "FAIL" for row in rows)))
 
 
 def echo_line(value: Any) -> None:  # noqa: ANN401 - whatever JSON can hold

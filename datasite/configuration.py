@@ -11,6 +11,7 @@ from core.configuration import load_yaml
 from core.enums import PrivacyLevel
 from core.exceptions import ConfigurationError
 from datasite.approvers import SCRYPT_FORM
+from datasite.modes import private_directory, require_private_tree, require_secret
 
 
 class _Strict(BaseModel):
@@ -181,9 +182,17 @@ class SiteConfig(_Strict):
     approvers: tuple[Approver, ...] = ()
     training: Training = Training()
 
+    def accounts(self) -> dict[str, Credentials]:
+        """Give the accounts that are named, by where: `operator`, `researchers[0]`."""
+        return {
+            "operator": self.operator,
+            **{f"researchers[{index}]": each for index, each in enumerate(self.researchers)},
+            **{f"auditors[{index}]": each for index, each in enumerate(self.auditors)},
+        }
+
     @model_validator(mode="after")
     def _one_account_per_email(self) -> Self:
-        accounts = (self.operator, *self.researchers, *self.auditors)
+        accounts = self.accounts().values()
         emails = [account.email.casefold() for account in accounts]
         repeated = sorted({email for email in emails if emails.count(email) > 1})
         if repeated:
@@ -281,15 +290,38 @@ def password_of(account: Credentials, *, entry: str) -> str:
 
 
 def open_state(config: SiteConfig) -> Path:
-    """Give the state folder, made when it is not there, and private (0700).
+    """Give the state folder, made when it is not there; from here on files are made private.
 
     Raises:
-        ConfigurationError: It cannot be made, or it belongs to somebody else.
+        ConfigurationError: It cannot be made, belongs to somebody else, or others may enter it.
     """
     os.umask(0o077)
     try:
-        config.state.mkdir(parents=True, exist_ok=True)
-        config.state.chmod(0o700)
-    except OSError as exc:
-        raise ConfigurationError(f"state: {config.state} cannot be made: {exc.strerror}") from exc
-    return config.state
+        return private_directory(config.state)
+    except ConfigurationError as exc:
+        raise ConfigurationError(f"state: {exc}") from exc
+
+
+def require_private(config: SiteConfig) -> None:
+    """Check that nobody but this account reads or changes what the site keeps secret.
+
+    Raises:
+        ConfigurationError: The state, a password's file or the TLS key is open to others.
+    """
+    try:
+        require_private_tree(config.state)
+    except ConfigurationError as exc:
+        raise ConfigurationError(f"state: {exc}") from exc
+    for entry, path in secret_files(config).items():
+        require_secret(path, entry=entry)
+
+
+def secret_files(config: SiteConfig) -> dict[str, Path]:
+    """Give the files with secrets that `site.yaml` names, by where it names them."""
+    files = {
+        f"{entry}.password_file": account.password_file
+        for entry, account in config.accounts().items()
+    }
+    if config.listen.tls is not None:
+        files["listen.tls.key"] = config.listen.tls.key
+    return {entry: path for entry, path in files.items() if path is not None}

@@ -12,6 +12,7 @@ from pydantic import validate_email
 from pydantic_core import PydanticCustomError
 
 from core.exceptions import ConfigurationError
+from datasite.modes import private_directory
 
 PASSWORD_LENGTH: Final = 12
 _BCRYPT_BYTES: Final = 72
@@ -40,11 +41,11 @@ class Identity:
     def open(cls, state: Path) -> Self:
         """Read the identity kept under `state`, or make one there on first use.
 
-        `state` becomes a directory that only its owner enters, the file one that only its owner
-        reads. The file appears whole or not at all.
+        `state` is made as a directory that only its owner enters, the file as one that only its
+        owner reads. The file appears whole or not at all.
 
         Raises:
-            ConfigurationError: The file cannot be read as an identity.
+            ConfigurationError: The file cannot be read as an identity, or others may enter `state`.
         """
         private_directory(state)
         path = state / "identity.json"
@@ -61,24 +62,6 @@ class Identity:
         if not valid:
             raise _unreadable(path)
         return identity
-
-
-def private_directory(path: Path) -> Path:
-    """Make `path` a directory that only its owner may enter.
-
-    Raises:
-        ConfigurationError: It cannot be made, or belongs to somebody else.
-    """
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.chmod(0o700)
-    except OSError as exc:
-        message = (
-            f"{path}: no private directory can be kept here ({exc.strerror}); choose a directory "
-            "that belongs to the account the site runs as"
-        )
-        raise ConfigurationError(message) from exc
-    return path
 
 
 def require_email(email: str) -> str:

@@ -11,9 +11,10 @@ from core.plans import PlanStatus
 from datasite import audit
 from datasite.account_desk import AccountDesk, configured_accounts
 from datasite.certificates import SiteTls
-from datasite.configuration import SiteConfig, Tls, password_of
+from datasite.configuration import SiteConfig, Tls, open_state, password_of, require_private
 from datasite.data.mock import make_mock
 from datasite.data.reading import file_columns
+from datasite.holding import held
 from datasite.operator_door import DoorActions, open_door
 from datasite.publishing import PublishedDataset
 from datasite.refusals import Refusals
@@ -26,9 +27,11 @@ def serve(config: SiteConfig) -> None:
     """Serve the site until it is told to stop.
 
     Raises:
-        ConfigurationError: An account's password will not do, or the state cannot be opened.
+        ConfigurationError: An account's password will not do, the state cannot be opened, or
+            others could read what the site keeps secret.
         DataSiteError: The port is taken, or the site runs already.
     """
+    require_private(config)
     accounts = configured_accounts(config)
     tls = _open_tls(config.listen.tls)
     site = FactoryDataSite()
@@ -45,18 +48,19 @@ def serve(config: SiteConfig) -> None:
         on_refused=refusals.note,
         allocate=site.allocate,
     )
-    try:
-        site.open(config)
-        server.open()
-        desk = AccountDesk(accounts=server.accounts, write=lambda entry: _write(site, entry))
-        desk.open_configured(accounts)
-        _publish_registered(site, server)
-        with open_door(_actions(site, server, desk, tls), config.state):
-            server.run()
-    finally:
-        server.close()
-        refusals.close()
-        site.close()
+    with held(open_state(config), site_id=config.site_id):
+        try:
+            site.open(config)
+            server.open()
+            desk = AccountDesk(accounts=server.accounts, write=lambda entry: _write(site, entry))
+            desk.open_configured(accounts)
+            _publish_registered(site, server)
+            with open_door(_actions(site, server, desk, tls), config.state):
+                server.run()
+        finally:
+            server.close()
+            refusals.close()
+            site.close()
 
 
 def _open_tls(settings: Tls | None) -> SiteTls | None:

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -297,7 +298,7 @@ def _routes(site: "PySyftSite") -> APIRouter:
 
     @router.get("/")
     async def healthy() -> dict[str, str]:
-        return {"status": "ok"}
+        return {"status": "ok", "time": datetime.now(tz=UTC).isoformat()}
 
     @router.get("/metadata")
     def metadata() -> dict[str, object]:

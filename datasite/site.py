@@ -55,7 +55,7 @@ from datasite.registry import Dataset, Registry
 from datasite.release import released
 from datasite.replies import Answers, Replies
 from datasite.states import NOTHING, States
-from datasite.trainer import Trainer, TrainerProcess, Watch
+from datasite.trainer import Trainer, TrainerProcess, Watch, unwatched
 from datasite.training.objectives import available_algorithms
 from datasite.training.work import Assignment, Done, Job
 
@@ -140,7 +140,7 @@ class FactoryDataSite(DataSiteInterface):
         with self._turn(local.deadline_s):
             job = self._job(dataset, local.split)
             assignment = Assignment(job, wire.encode(request))
-            reply, done = self._perform(assignment, request, _unwatched)
+            reply, done = self._perform(assignment, request, unwatched)
         facts = {
             "dataset": dataset.name,
             "data_version": dataset.version,
@@ -350,10 +350,6 @@ class FactoryDataSite(DataSiteInterface):
         request = cast("WorkRequest", message)
         plan = self.plans.own(request["plan_id"], caller)
         return {} if plan is None else facts_of(plan, request)
-
-
-def _unwatched() -> None:
-    """Let the work go on."""
 
 
 def _worked(grant: Grant, caller: Caller, reply: Message, done: Done) -> audit.Entry:

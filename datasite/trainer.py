@@ -36,6 +36,10 @@ Watch = Callable[[], None]
 """Does nothing while the work may go on; what it raises stops the work."""
 
 
+def unwatched() -> None:
+    """Let the work go on."""
+
+
 class Trainer(Protocol):
     """Performs one job at a time; the site sees to that."""
 

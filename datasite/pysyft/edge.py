@@ -20,7 +20,8 @@ from core.pysyft_patches import deserialize_only
 from datasite.accounts import Accounts
 from datasite.caller import Caller
 from datasite.changes import DatabaseChanges
-from datasite.identity import Identity, private_directory
+from datasite.identity import Identity
+from datasite.modes import private_directory
 from datasite.publishing import PublishedDataset
 from datasite.pysyft.accounts import PySyftAccounts
 from datasite.pysyft.datasets import Datasets

@@ -179,6 +179,27 @@ def sites(
 
 
 @app.command()
+def doctor(
+    file: Annotated[
+        Path | None, typer.Argument(help="The sites file, to visit its sites.", show_default=False)
+    ] = None,
+    runs: RunsFolder = _RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Check this machine and every site, and say what to do about each failure; exit code 0 or 1.
+
+    A site is reached, asked for its health and its clock, logged in to, and asked what it offers.
+
+    Example: orchestrator doctor .testbed/sites.yaml
+    """
+    from core.checkup import as_rows
+    from core.commands import echo_findings
+    from orchestrator.doctor import examine
+
+    echo_findings(as_rows(examine(file, runs)), as_json=as_json)
+
+
+@app.command()
 def algorithms(
     name: Annotated[str, typer.Argument(help="Tell all of this one.", show_default=False)] = "",
     as_json: AsJson = False,

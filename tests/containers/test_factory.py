@@ -17,7 +17,6 @@ from orchestrator.testbed.settings import free_ports
 
 DATASITE = "federated-maintenance-datasite:0.1.0"
 ORCHESTRATOR = "federated-maintenance-orchestrator:0.1.0"
-VOLUME = "/var/lib/datasite"
 RESEARCHER = "researcher@lab.example.com"
 PASSWORD = "a-password-of-the-lab"  # an account that lives for one test
 
@@ -97,20 +96,20 @@ def test_a_factory_is_set_up_backed_up_and_restored(factory: Compose) -> None:
     before = seen_from_here(factory)
     assert [(s["status"], s["datasets"]) for s in before] == [("ONLINE", "press (600 rows)")]
 
-    factory.run("stop")
-    backup = factory.folder / "backup.tgz"
-    run_tar = ["docker", "run", "--rm", "--network", "none", "--entrypoint", "tar"]
-    volume = f"{factory.project}_state:{VOLUME}"
+    backup = factory.folder / "backup.tar.gz"
+    compose = ["docker", "compose", "--project-name", factory.project]
     with backup.open("wb") as stream:
         subprocess.run(
-            [*run_tar, "--volume", f"{volume}:ro", DATASITE, "-C", VOLUME, "-cz", "."],
+            [*compose, "exec", "-T", "datasite", "datasite", "backup", "--out", "-"],
+            cwd=factory.folder,
             stdout=stream,
             check=True,
         )
     factory.run("down", "--volumes")
     with backup.open("rb") as stream:
         subprocess.run(
-            [*run_tar, "--interactive", "--volume", volume, DATASITE, "-C", VOLUME, "-xz"],
+            [*compose, "run", "--rm", "--no-deps", "-T", "datasite", "restore", "-"],
+            cwd=factory.folder,
             stdin=stream,
             check=True,
         )

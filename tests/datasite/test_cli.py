@@ -54,6 +54,9 @@ VERBS = [
     "audit verify",
     "audit head",
     "certificate request",
+    "backup",
+    "restore",
+    "doctor",
 ]
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -244,7 +247,7 @@ def test_a_state_that_cannot_be_opened_is_a_configuration_error(
     (tmp_path / "state").write_text("in the way")
     ended = datasite("data", "list", "-c", config)
     assert ended.code == 4
-    assert "state cannot be made: File exists" in ended.err
+    assert "no private directory can be kept here (File exists)" in ended.err
 
 
 def test_a_good_file_is_reported_and_nothing_changes(
@@ -694,7 +697,7 @@ def test_serving_over_a_state_that_is_a_file_is_a_configuration_error(
     (tmp_path / "state").write_text("in the way")
     ended = datasite("serve", "-c", config)
     assert ended.code == 4
-    assert "state cannot be made: File exists" in ended.err
+    assert "no private directory can be kept here (File exists)" in ended.err
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(registered: Path) -> None:

@@ -271,21 +271,17 @@ def test_a_plan_cannot_live_for_longer_than_time_can_be_counted(tmp_path: Path) 
     assert "  plan_days: " in refused(tmp_path, plan_days=10**9)
 
 
-@pytest.mark.parametrize("found", ["new", "open to others"])
-def test_the_state_folder_is_private(tmp_path: Path, found: str) -> None:
-    """Made 0700, or made so when it was there already."""
-    config = load(tmp_path, state="deep/state")
-    if found != "new":
-        config.state.mkdir(parents=True)
-        config.state.chmod(0o755)
-    state = open_state(config)
-    assert stat.S_IMODE(state.stat().st_mode) == 0o700
+def test_the_state_folder_is_private(tmp_path: Path) -> None:
+    """Made 0700, and files in it for this account alone."""
+    state = open_state(load(tmp_path, state="deep/state"))
+    (state / "file").touch()
+    assert [stat.S_IMODE(each.stat().st_mode) for each in (state, state / "file")] == [0o700, 0o600]
 
 
 def test_a_state_that_is_a_file_is_a_configuration_error(tmp_path: Path) -> None:
     """The file is left as it is."""
     (tmp_path / "state").write_text("in the way")
-    with pytest.raises(ConfigurationError, match=r"state: .*state cannot be made: File exists"):
+    with pytest.raises(ConfigurationError, match=r"state: .*state: no private .*\(File exists\)"):
         open_state(load(tmp_path))
     assert (tmp_path / "state").read_text() == "in the way"
 

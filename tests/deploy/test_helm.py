@@ -465,7 +465,7 @@ def test_the_schema_knows_the_settings_of_a_site() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())["definitions"]
     assert set(schema["policy"]["items"]["properties"]) == set(Rule.model_fields)
     of_the_chart = {key for key, allowed in schema["settings"]["properties"].items() if not allowed}
-    others = {"plan_days", "training", "approvals", "approvers"}
+    others = {"auditors", "plan_days", "training", "approvals", "approvers"}
     assert set(SiteConfig.model_fields) - of_the_chart == others
     site, defaults = (
         schema["site"]["properties"],
