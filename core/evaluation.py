@@ -130,13 +130,17 @@ def majority_baseline(counts: ScoreCounts) -> dict[str, float]:
 
 
 def summarise(counts: ScoreCounts, first_bin: int) -> dict[str, float]:
-    """Give a part's metrics: mean `loss`, `pr_auc`, `roc_auc`, and those of `at_threshold`."""
-    return {
+    """Give a part's metrics: mean `loss`, `pr_auc`, `roc_auc`, and those of `at_threshold`.
+
+    Of a part whose counts the site withheld nothing is known: they are NaN.
+    """
+    known = {
         "loss": _quotient(counts["loss_total"], counts["count"]),
         "pr_auc": pr_auc(counts),
         "roc_auc": roc_auc(counts),
         **at_threshold(counts, first_bin),
     }
+    return known if counts["count"] else dict.fromkeys(known, math.nan)
 
 
 def _histograms(counts: ScoreCounts) -> tuple[FloatArray, FloatArray]:

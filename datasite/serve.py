@@ -11,10 +11,11 @@ from core.plans import PlanStatus
 from datasite import audit
 from datasite.account_desk import AccountDesk, configured_accounts
 from datasite.certificates import SiteTls
-from datasite.configuration import SiteConfig, Tls, password_of
+from datasite.configuration import SiteConfig, Tls, open_state, password_of
 from datasite.data.mock import make_mock
 from datasite.data.reading import file_columns
 from datasite.operator_door import DoorActions, open_door
+from datasite.private_log import private_log
 from datasite.publishing import PublishedDataset
 from datasite.refusals import Refusals
 from datasite.registry import Dataset
@@ -27,8 +28,13 @@ def serve(config: SiteConfig) -> None:
 
     Raises:
         ConfigurationError: An account's password will not do, or the state cannot be opened.
-        DataSiteError: The port is taken, or the site runs already.
+        DataSiteError: The port is taken, the site runs already, or what `private_log` says.
     """
+    with private_log(open_state(config), site_id=config.site_id):
+        _serve(config)
+
+
+def _serve(config: SiteConfig) -> None:
     accounts = configured_accounts(config)
     tls = _open_tls(config.listen.tls)
     site = FactoryDataSite()
