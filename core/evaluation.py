@@ -123,7 +123,12 @@ def at_threshold(counts: ScoreCounts, first_bin: int) -> dict[str, float]:
 
 
 def majority_baseline(counts: ScoreCounts) -> dict[str, float]:
-    """Give what always answering "no failure" scores; its PR-AUC is the failure rate."""
+    """Give what always answering "no failure" scores; its PR-AUC is the failure rate.
+
+    Of counts that were all withheld nothing is known: NaN.
+    """
+    if not counts["count"]:
+        return dict.fromkeys(("accuracy", "pr_auc", "roc_auc", "f1", "mcc"), math.nan)
     positives = sum(counts["positives"])
     rate = _quotient(positives, counts["count"])
     return {"accuracy": 1 - rate, "pr_auc": rate, "roc_auc": 0.5, "f1": 0.0, "mcc": 0.0}
