@@ -8,9 +8,11 @@ INFO and above, and without their exceptions.
 """
 
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TextIO
 
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 NAME: Final = "private.log"
 
 _MOST_BYTES: Final = 16 << 20
-"""At a start a larger file is put aside, over the one that was put aside before."""
+"""What is in a larger file is put aside, over what was put aside before."""
 
 _LINE: Final = "{time:YYYY-MM-DD HH:mm:ss.SSS} {level: <7} {message}"
 _OURS: Final = frozenset({"core", "datasite"})
@@ -46,7 +48,7 @@ def private_log(state: Path, *, site_id: str) -> Iterator[None]:
         outside = undo.enter_context(_moved(path, site_id))
         logger.remove()
         logger.add(outside, level="INFO", format=_line, filter=_is_ours, diagnose=False)
-        logger.add(sys.stderr, level="DEBUG", format=_LINE, diagnose=False)
+        logger.add(partial(_write, path), level="DEBUG", format=_LINE, diagnose=False)
         try:
             yield
         except Exception as exc:
@@ -62,8 +64,6 @@ def private_log(state: Path, *, site_id: str) -> Iterator[None]:
 def _moved(path: Path, site_id: str) -> Iterator[TextIO]:
     """Have what is written to standard output and error go to `path`; where it went before."""
     try:
-        if path.exists() and path.stat().st_size > _MOST_BYTES:
-            path.replace(path.with_suffix(".log.1"))
         kept = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     except OSError as exc:
         raise DataSiteError(
@@ -82,6 +82,18 @@ def _moved(path: Path, site_id: str) -> Iterator[TextIO]:
             for number, former in before.items():
                 os.dup2(former, number)
                 os.close(former)
+
+
+def _write(path: Path, line: str) -> None:
+    """Write a line, and put aside what has become too much: of the trainer too, which has the file.
+
+    The file stays the same one and is emptied, since the trainer holds it open.
+    """
+    sys.stderr.write(line)
+    sys.stderr.flush()
+    if path.stat().st_size > _MOST_BYTES:
+        shutil.copyfile(path, path.with_suffix(".log.1"))
+        os.truncate(path, 0)
 
 
 def _flush() -> None:
