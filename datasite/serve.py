@@ -9,7 +9,7 @@ from pydantic import JsonValue
 
 from core.plans import PlanStatus
 from datasite import audit
-from datasite.account_desk import AccountDesk, configured_accounts
+from datasite.account_desk import AccountDesk, ConfiguredAccount, configured_accounts
 from datasite.certificates import SiteTls
 from datasite.configuration import SiteConfig, Tls, open_state, password_of
 from datasite.data.mock import make_mock
@@ -30,13 +30,13 @@ def serve(config: SiteConfig) -> None:
         ConfigurationError: An account's password will not do, or the state cannot be opened.
         DataSiteError: The port is taken, the site runs already, or what `private_log` says.
     """
-    with private_log(open_state(config), site_id=config.site_id):
-        _serve(config)
-
-
-def _serve(config: SiteConfig) -> None:
     accounts = configured_accounts(config)
     tls = _open_tls(config.listen.tls)
+    with private_log(open_state(config), site_id=config.site_id):
+        _serve(config, accounts, tls)
+
+
+def _serve(config: SiteConfig, accounts: Sequence[ConfiguredAccount], tls: SiteTls | None) -> None:
     site = FactoryDataSite()
     refusals = Refusals(lambda entry: _write(site, entry))
     server = PySyftServer(
