@@ -3,11 +3,13 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH_VERSION ?= 2.13.0
 # The usual Linux build of torch is CUDA and several GB; for a GPU, give the index that has it.
 TORCH_INDEX_URL ?= https://download.pytorch.org/whl/cpu
+PIP_AUDIT_VERSION ?= 2.10.1
 BIN := .venv/bin
+AUDIT := .venv/audit/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test containers lint format bench clean
+.PHONY: help demo test containers lint audit format bench clean
 
 help: ## Say what can be made
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -22,6 +24,12 @@ lint: .venv/dev ## Format check, ruff, mypy --strict
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# In an environment of its own: what pip-audit needs is not to move what is audited.
+audit: .venv/dev ## Known advisories against the pinned packages; reasoned ignores in .ci/
+	@test -x $(AUDIT)/pip-audit || { $(PYTHON) -m venv .venv/audit && $(AUDIT)/python -m pip \
+	  --disable-pip-version-check --quiet install pip-audit==$(PIP_AUDIT_VERSION); } || true
+	@$(BIN)/python .ci/audit.py $(AUDIT)/pip-audit
 
 containers: .venv/dev ## The tests over containers; they need a Docker engine with compose
 	$(BIN)/pytest -m containers tests/containers $(PYTEST_ARGS)

@@ -173,6 +173,7 @@ class SampleFederation:
                 "state": str(self._folder / file.stem),
                 "operator": {"email": "operator@benchmark.example.com", "password": "in memory"},
                 "policy": [{"name": "all", "decision": "approve", "researcher": RESEARCHER}],
+                "release": {"minimum_count": 1},
             }
         )
         self._opened.callback(site.close)

@@ -123,20 +123,29 @@ def at_threshold(counts: ScoreCounts, first_bin: int) -> dict[str, float]:
 
 
 def majority_baseline(counts: ScoreCounts) -> dict[str, float]:
-    """Give what always answering "no failure" scores; its PR-AUC is the failure rate."""
+    """Give what always answering "no failure" scores; its PR-AUC is the failure rate.
+
+    Of counts that were all withheld nothing is known: NaN.
+    """
+    if not counts["count"]:
+        return dict.fromkeys(("accuracy", "pr_auc", "roc_auc", "f1", "mcc"), math.nan)
     positives = sum(counts["positives"])
     rate = _quotient(positives, counts["count"])
     return {"accuracy": 1 - rate, "pr_auc": rate, "roc_auc": 0.5, "f1": 0.0, "mcc": 0.0}
 
 
 def summarise(counts: ScoreCounts, first_bin: int) -> dict[str, float]:
-    """Give a part's metrics: mean `loss`, `pr_auc`, `roc_auc`, and those of `at_threshold`."""
-    return {
+    """Give a part's metrics: mean `loss`, `pr_auc`, `roc_auc`, and those of `at_threshold`.
+
+    Of a part whose counts the site withheld nothing is known: they are NaN.
+    """
+    known = {
         "loss": _quotient(counts["loss_total"], counts["count"]),
         "pr_auc": pr_auc(counts),
         "roc_auc": roc_auc(counts),
         **at_threshold(counts, first_bin),
     }
+    return known if counts["count"] else dict.fromkeys(known, math.nan)
 
 
 def _histograms(counts: ScoreCounts) -> tuple[FloatArray, FloatArray]:

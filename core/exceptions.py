@@ -31,29 +31,43 @@ class FederatedLearningError(Exception):
         message: Who, what was found, what was expected, what to do next.
         site_id: The site concerned, where one is.
         round_num: The round concerned (from 0), where one is.
+        outside: What a site may tell a researcher instead of a message that stays inside.
 
     Attributes:
         exit_code: What a command returns to the shell when this error ends it.
         retryable: Whether the same request may succeed when sent again.
+        stays_inside: Whether the message may quote data or name files, and so is the operator's
+            alone. Messages of other classes speak of the request, the plan and the site's state.
     """
 
     exit_code: ClassVar[int] = 1
     retryable: ClassVar[bool] = False
+    stays_inside: ClassVar[bool] = True
 
     def __init__(
-        self, message: str = "", *, site_id: str | None = None, round_num: int | None = None
+        self,
+        message: str = "",
+        *,
+        site_id: str | None = None,
+        round_num: int | None = None,
+        outside: str | None = None,
     ) -> None:
         super().__init__(message)
         self.site_id = site_id
         self.round_num = round_num
+        self.outside = outside
 
 
 class ModelError(FederatedLearningError):
     """A model cannot be built, loaded or run: wrong names, shapes, dtypes, or values not finite."""
 
+    stays_inside = False
+
 
 class DataSiteError(FederatedLearningError):
     """A site was reached but could not do what was asked: training failed, storage full."""
+
+    stays_inside = False
 
 
 class SiteBusyError(DataSiteError):
@@ -67,6 +81,7 @@ class CommunicationError(FederatedLearningError):
 
     exit_code = 2
     retryable = True
+    stays_inside = False
 
 
 class DeadlineError(CommunicationError):
@@ -90,9 +105,13 @@ class CertificateError(CommunicationError):
 class AggregationError(FederatedLearningError):
     """The updates of a round cannot be combined; the message names the site at fault."""
 
+    stays_inside = False
+
 
 class ExperimentError(FederatedLearningError):
     """A run cannot start or go on: too few sites, a broken run folder, an unknown run."""
+
+    stays_inside = False
 
 
 class WaitExpiredError(ExperimentError):
@@ -105,10 +124,13 @@ class ConfigurationError(FederatedLearningError):
     """A configuration file or a command's option is wrong; the message lists every mistake."""
 
     exit_code = 4
+    stays_inside = False
 
 
 class SecurityError(FederatedLearningError):
     """Refused: the caller, the plan or the site's policy does not allow it."""
+
+    stays_inside = False
 
 
 class PlanError(SecurityError):

@@ -180,6 +180,8 @@ class SensorStatistics(TypedDict):
     """Answer to `StatisticsRequest`: one number for each feature, values clamped to their ranges.
 
     Over all rows whatever the plan's split, so that the sums of two plans cannot differ by a row.
+    Where a label has fewer rows than the site tells of, `withheld` says that the label counts are
+    0 instead.
     """
 
     kind: Literal["sensor_statistics"]
@@ -188,6 +190,7 @@ class SensorStatistics(TypedDict):
     total: list[float]
     total_of_squares: list[float]
     label_counts: list[Count]
+    withheld: NotRequired[list[Literal["label_counts"]]]
 
 
 @with_config(_STRICT)
@@ -273,13 +276,18 @@ class ScoreCounts(TypedDict):
 
 @with_config(_STRICT)
 class EvaluationReport(TypedDict):
-    """Answer to `EvaluateRequest`."""
+    """Answer to `EvaluateRequest`.
+
+    Where a label has fewer windows in a part than the site tells of, `withheld` names the part,
+    and all its counts are 0 instead.
+    """
 
     kind: Literal["evaluation"]
     datasite_id: str
     round_num: Count
     validation: ScoreCounts
     test: ScoreCounts
+    withheld: NotRequired[list[Literal["validation", "test"]]]
 
 
 @with_config(_STRICT)

@@ -240,11 +240,20 @@ def peek(parcel: Parcel) -> Message:
     Raises:
         ProtocolError: The fields are not those of a message of this version.
     """
-    _, fields = _read_head(parcel.head)
+    return glance(parcel)[0]
+
+
+def glance(parcel: Parcel) -> tuple[Message, Entries]:
+    """Give what `peek` gives, and what the head says of the tensors, which nobody has checked.
+
+    Raises:
+        ProtocolError: As `peek`.
+    """
+    entries, fields = _read_head(parcel.head)
     if fields.get("kind") in _KINDS_WITH_PARAMETERS:
         fields[PARAMETERS] = {}
     try:
-        return _adapter().validate_python(fields)
+        return _adapter().validate_python(fields), entries
     except ValidationError as exc:
         raise ProtocolError(f"not a valid message: {_first_mistake(exc)}") from exc
 

@@ -155,6 +155,17 @@ class Training(_Strict):
     threads: int = Field(default=1, ge=1)
 
 
+class Release(_Strict):
+    """What may leave the site of few rows.
+
+    Attributes:
+        minimum_count: The fewest rows that a number may be about; `datasite.release` says which
+            numbers. Every dataset has 50 windows or more, so that all of it is never too few.
+    """
+
+    minimum_count: int = Field(default=5, ge=1, le=50)
+
+
 class SiteConfig(_Strict):
     """Everything in `site.yaml`; a relative path starts at the file's own folder.
 
@@ -181,6 +192,7 @@ class SiteConfig(_Strict):
     approvals: int = Field(default=1, ge=1, le=9)
     approvers: tuple[Approver, ...] = ()
     training: Training = Training()
+    release: Release = Release()
 
     def accounts(self) -> dict[str, Credentials]:
         """Give the accounts that are named, by where: `operator`, `researchers[0]`."""

@@ -238,6 +238,7 @@ class Ledger:
             raise DataSiteError(
                 f"{self._site_id}: the ledger cannot be used ({cause}); is the disk full?",
                 site_id=self._site_id,
+                outside=f"{self._site_id}: the ledger cannot be used; is the disk full?",
             ) from exc
 
 

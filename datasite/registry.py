@@ -127,11 +127,11 @@ class Registry:
         if found is None:
             known = ", ".join(f"{d.name} (version {d.version})" for d in self.versions())
             wanted = name if version is None else f"{name} (version {version})"
-            raise DataError(
+            message = (
                 f"{self._site_id}: the dataset {wanted} is not registered here; "
-                f"registered: {known or 'nothing'}",
-                site_id=self._site_id,
+                f"registered: {known or 'nothing'}"
             )
+            raise DataError(message, site_id=self._site_id, outside=message)
         return found
 
     def drift(self, dataset: Dataset) -> dict[str, float]:

@@ -1,43 +1,213 @@
-"""The last gate: nothing leaves the site but what stands here.
+"""The last gate: nothing leaves the site but what stands in `datasite.fields`.
 
-A reply of the trainer is one of three typed messages, whose fields `core.messages` lists; `decode`
-refuses any other. Within them, only the metrics named below may stand, and the drift that the site
-itself found at registration (`datasite.data.drift`), number by number.
+A reply with another field, or one beyond its bound, is withheld whole. Of what the trainer answers
+more is asked: it must be an answer to the request, its metrics are those of `METRICS` and the drift
+that the site itself found at registration, and its tensors have the names, and no more bytes, of
+those of the plan's model.
+
+No row is told. What is counted is withheld where it would be of few rows: `minimum_count` is the
+smallest group that numbers may be about. The groups are the training part, and within the
+validation part, the test part and the table the rows of each label. Where one of a part's two
+labels has fewer rows, the whole part is withheld, since its other numbers would tell the missing
+one by a subtraction. It goes by group and not by bin of a histogram: a bin says of a group that so
+many of its rows had a score in there, and says it of scores, which are no readings. What scores
+tell of readings to somebody who chooses the model is what privacy levels are for (SECURITY.md).
 """
 
-from collections.abc import Mapping
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar, cast
 
 from core import wire
+from core.compression import SCALES, VALUES
+from core.evaluation import BINS
 from core.exceptions import SecurityError
-from core.messages import Message
-from core.wire import Parcel
+from core.messages import Message, ScoreCounts
+from core.models import model_layout
+from core.packing import TENSOR_FIELDS, Entries
+from datasite.fields import FIELDS, METRICS, excess_of
+from datasite.training.objectives import PROBE
 
-_KINDS = frozenset({"update", "evaluation", "sensor_statistics", "failure"})
-_METRICS = frozenset({"train_loss", "fit_s"})
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from core.messages import (
+        EvaluateRequest,
+        EvaluationReport,
+        ModelSpec,
+        Parameters,
+        SensorStatistics,
+        StatisticsRequest,
+        TrainRequest,
+    )
+    from core.schema import DataSchema
+    from core.wire import Parcel
+
+M = TypeVar("M", bound=Message)
+
+_WORK: Final = frozenset({"update", "evaluation", "sensor_statistics", "failure"})
+_PARTS: Final[tuple[Literal["validation"], Literal["test"]]] = ("validation", "test")
+_NOTHING: Final = ScoreCounts(count=0, loss_total=0.0, negatives=[0] * BINS, positives=[0] * BINS)
 
 
-def released(reply: Parcel, *, site_id: str, drift: Mapping[str, float]) -> Message:
-    """Give the trainer's reply, without its tensors, when it may leave the site.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What the trainer's reply to one request is held to.
 
-    Args:
-        reply: What the trainer answered.
-        site_id: Named in errors.
+    Attributes:
+        minimum_count: The fewest rows that a number may be about.
+        schema: Of the plan's data.
         drift: The metrics of drift that belong to the plan's data.
+        round_num: The request's; None where it has none.
+        model: The plan's; None where no parameters are asked for.
+    """
+
+    site_id: str
+    minimum_count: int
+    schema: DataSchema
+    drift: Mapping[str, float] = field(default_factory=dict)
+    round_num: int | None = None
+    model: ModelSpec | None = None
+
+    def of(self, request: TrainRequest | EvaluateRequest | StatisticsRequest) -> Terms:
+        """Give these terms for one request; the probe learns of no row."""
+        if request["kind"] == "statistics":
+            return self
+        if request["kind"] == "evaluate":
+            return replace(self, round_num=request["round_num"])
+        is_probe = request["algorithm"]["name"] == PROBE
+        return replace(
+            self,
+            round_num=request["round_num"],
+            model=request["model"],
+            minimum_count=0 if is_probe else self.minimum_count,
+        )
+
+
+class Released(NamedTuple):
+    """What leaves, and what it says, without its tensors."""
+
+    message: Message
+    parcel: Parcel
+
+
+def require_listed(message: M, *, site_id: str) -> M:
+    """Give `message` when all of its fields may leave the site.
 
     Raises:
         SecurityError: It holds what must not leave.
-        ProtocolError: It is no message at all.
     """
-    message = wire.peek(reply)
-    if message["kind"] not in _KINDS:
-        raise SecurityError(f"{site_id}: the trainer gave a {message['kind']!r} reply; withheld")
-    if message["kind"] == "update":
-        _require_known(message["metrics"], site_id, drift)
+    fields = FIELDS.get(message["kind"])
+    if fields is None:
+        raise SecurityError(f"{site_id}: a {message['kind']!r} message is no reply; withheld")
+    excess = excess_of(cast("Mapping[str, Any]", message), fields)
+    if excess is not None:
+        raise SecurityError(
+            f"{site_id}: of the {message['kind']!r} reply the field {excess!r} may not leave the "
+            "site; withheld"
+        )
     return message
 
 
-def _require_known(metrics: Mapping[str, float], site_id: str, drift: Mapping[str, float]) -> None:
-    others = {name: value for name, value in metrics.items() if name not in _METRICS}
-    unknown = sorted(name for name, value in others.items() if drift.get(name) != value)
+def released(reply: Parcel, terms: Terms) -> Released:
+    """Give the trainer's reply, as far as it may leave the site.
+
+    Raises:
+        SecurityError: It holds what must not leave, or is about too few rows.
+        ProtocolError: It is no message at all.
+    """
+    message, entries = wire.glance(reply)
+    if message["kind"] not in _WORK:
+        raise SecurityError(
+            f"{terms.site_id}: the trainer gave a {message['kind']!r} reply; withheld"
+        )
+    require_listed(message, site_id=terms.site_id)
+    said = cast("Mapping[str, Any]", message)
+    if said["datasite_id"] != terms.site_id or said.get("round_num") not in {terms.round_num, None}:
+        raise SecurityError(f"{terms.site_id}: the trainer answered another request; withheld")
+    if message["kind"] == "update":
+        _require_known(message["metrics"], terms)
+        _require_enough(message["num_samples"], terms)
+        named = message.get("compression")
+        _require_like_the_model(entries, len(reply.body), terms, is_compressed=named is not None)
+        return Released(message, reply)
+    if entries or reply.body:
+        raise SecurityError(f"{terms.site_id}: the trainer sent tensors with no update; withheld")
+    if message["kind"] == "evaluation":
+        return _again(message, _without_small_parts(message, terms), reply)
+    if message["kind"] == "sensor_statistics":
+        _require_as_many(message, terms)
+        return _again(message, _without_small_labels(message, terms), reply)
+    return Released(message, reply)
+
+
+def _again(message: Message, left: Message, reply: Parcel) -> Released:
+    return Released(left, reply if left is message else wire.encode(left))
+
+
+def _require_known(metrics: Mapping[str, float], terms: Terms) -> None:
+    others = {name: value for name, value in metrics.items() if name not in METRICS}
+    unknown = sum(terms.drift.get(name) != value for name, value in others.items())
     if unknown:
-        raise SecurityError(f"{site_id}: the metrics {unknown} may not leave the site; withheld")
+        raise SecurityError(
+            f"{terms.site_id}: {unknown} of the metrics may not leave the site; withheld"
+        )
+
+
+def _require_enough(num_samples: int, terms: Terms) -> None:
+    if num_samples < terms.minimum_count:
+        raise SecurityError(
+            f"{terms.site_id}: the update rests on fewer than {terms.minimum_count} windows; "
+            "withheld. Raise the share left by test and validation in the split"
+        )
+
+
+def _require_like_the_model(
+    entries: Entries, size_bytes: int, terms: Terms, *, is_compressed: bool
+) -> None:
+    layout = {} if terms.model is None else _layout(terms.model, terms.schema)
+    coded = (VALUES, SCALES) if is_compressed else ()
+    allowed = {f"{part}/{name}" for part in TENSOR_FIELDS for name in (*layout, *coded)}
+    parts = {name.partition("/")[0] for name in entries}
+    most_bytes = sum(tensor.numel() * tensor.element_size() for tensor in layout.values())
+    if is_compressed:  # what cannot be compressed becomes a little longer
+        most_bytes += most_bytes // 64 + 4096
+    if not entries.keys() <= allowed or size_bytes > most_bytes * len(parts):
+        raise SecurityError(
+            f"{terms.site_id}: the update's tensors are not those of the plan's model; withheld"
+        )
+
+
+def _layout(model: ModelSpec, schema: DataSchema) -> Parameters:
+    """Give the model's parameters without values; the trainer has built the same model before."""
+    sizes = {"sensors": len(schema.features), "window_steps": schema.window_steps}
+    return model_layout(model, **sizes)
+
+
+def _require_as_many(statistics: SensorStatistics, terms: Terms) -> None:
+    sums = (statistics["total"], statistics["total_of_squares"])
+    if any(len(each) != len(terms.schema.features) for each in sums):
+        raise SecurityError(
+            f"{terms.site_id}: the statistics are not one number for each feature; withheld"
+        )
+
+
+def _without_small_labels(statistics: SensorStatistics, terms: Terms) -> SensorStatistics:
+    if min(statistics["label_counts"]) >= terms.minimum_count:
+        return statistics
+    return {**statistics, "label_counts": [0, 0], "withheld": ["label_counts"]}
+
+
+def _without_small_parts(report: EvaluationReport, terms: Terms) -> EvaluationReport:
+    small = [
+        name
+        for name in _PARTS
+        if min(sum(report[name]["negatives"]), sum(report[name]["positives"])) < terms.minimum_count
+    ]
+    if not small:
+        return report
+    left: EvaluationReport = {**report, "withheld": small}
+    for name in small:
+        left[name] = _NOTHING
+    return left

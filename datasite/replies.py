@@ -114,7 +114,7 @@ class Replies:
                 os.close(descriptor)
         except OSError as exc:
             raise DataSiteError(
-                f"{self._site_id}: the reply cannot be kept in {self._folder}: {exc.strerror}",
+                f"{self._site_id}: the reply cannot be kept: {exc.strerror}; is the disk full?",
                 site_id=self._site_id,
             ) from exc
         return name

@@ -9,13 +9,14 @@ from pydantic import JsonValue
 
 from core.plans import PlanStatus
 from datasite import audit
-from datasite.account_desk import AccountDesk, configured_accounts
+from datasite.account_desk import AccountDesk, ConfiguredAccount, configured_accounts
 from datasite.certificates import SiteTls
 from datasite.configuration import SiteConfig, Tls, open_state, password_of, require_private
 from datasite.data.mock import make_mock
 from datasite.data.reading import file_columns
 from datasite.holding import held
 from datasite.operator_door import DoorActions, open_door
+from datasite.private_log import private_log
 from datasite.publishing import PublishedDataset
 from datasite.refusals import Refusals
 from datasite.registry import Dataset
@@ -29,11 +30,16 @@ def serve(config: SiteConfig) -> None:
     Raises:
         ConfigurationError: An account's password will not do, the state cannot be opened, or
             others could read what the site keeps secret.
-        DataSiteError: The port is taken, or the site runs already.
+        DataSiteError: The port is taken, the site runs already, or what `private_log` says.
     """
     require_private(config)
     accounts = configured_accounts(config)
     tls = _open_tls(config.listen.tls)
+    with private_log(open_state(config), site_id=config.site_id):
+        _serve(config, accounts, tls)
+
+
+def _serve(config: SiteConfig, accounts: Sequence[ConfiguredAccount], tls: SiteTls | None) -> None:
     site = FactoryDataSite()
     refusals = Refusals(lambda entry: _write(site, entry))
     server = PySyftServer(

@@ -44,7 +44,7 @@ from datasite import audit
 from datasite.caller import Caller, require_may_ask
 from datasite.configuration import SiteConfig
 from datasite.consent import Consent, Grant, WorkRequest, facts_of
-from datasite.failures import as_failure
+from datasite.failures import as_failure, unexpected
 from datasite.ledger import Ledger
 from datasite.local_training import LocalTraining
 from datasite.offers import require_known, require_offered
@@ -52,7 +52,7 @@ from datasite.oversight import audit_page, plans_page
 from datasite.plans import Plan, Plans
 from datasite.records import OPERATOR, Records
 from datasite.registry import Dataset, Registry
-from datasite.release import released
+from datasite.release import Terms, released, require_listed
 from datasite.replies import Answers, Replies
 from datasite.states import NOTHING, States
 from datasite.trainer import Trainer, TrainerProcess, Watch, unwatched
@@ -140,7 +140,7 @@ class FactoryDataSite(DataSiteInterface):
         with self._turn(local.deadline_s):
             job = self._job(dataset, local.split)
             assignment = Assignment(job, wire.encode(request))
-            reply, done = self._perform(assignment, request, unwatched)
+            reply, done = self._perform(dataset, assignment, request, unwatched)
         facts = {
             "dataset": dataset.name,
             "data_version": dataset.version,
@@ -181,8 +181,7 @@ class FactoryDataSite(DataSiteInterface):
     def handle(self, request: Parcel, caller: Caller) -> Parcel:
         """Answer one request; what goes wrong is an answer too, a `Failure`.
 
-        An error of ours is told as it is. Any other is told by its class alone, since its text may
-        hold data; the site's own log has the rest.
+        What may be told of an error, `datasite.failures` says; the site's own log has the rest.
         """
         try:
             message = wire.peek(request)
@@ -193,30 +192,30 @@ class FactoryDataSite(DataSiteInterface):
         except FederatedLearningError as exc:
             error = exc
         except Exception as exc:  # noqa: BLE001 - a factory must answer
-            logger.opt(exception=exc).bind(site_id=self.config.site_id).error("request failed")
-            error = DataSiteError(
-                f"{self.config.site_id}: failed with {type(exc).__name__}; its log says why"
-            )
+            error = unexpected(exc, site_id=self.config.site_id)
         return self._refuse(caller, message, error)
 
     def _answer(self, message: Message, request: Parcel, caller: Caller) -> Parcel:
         require_may_ask(caller, message["kind"], site_id=self.config.site_id)
         match message["kind"]:
             case "describe":
-                return wire.encode(self.describe())
+                return self._told(self.describe())
             case "audit" | "plans":
-                return wire.encode(self._shown(message, caller))
+                return self._told(self._shown(message, caller))
             case "propose":
                 dataset = self.registry.find(message["dataset"], message["dataset_version"])
                 require_offered(message, site_id=self.config.site_id)
                 plan = self.plans.propose(message, caller, rows=dataset.rows)
-                return wire.encode(plan.decision())
+                return self._told(plan.decision())
             case "plan_status":
-                return wire.encode(self.plans.query(message["plan_id"], caller).decision())
+                return self._told(self.plans.query(message["plan_id"], caller).decision())
             case "train" | "evaluate" | "statistics":
                 return self._work(message, request, caller)
             case kind:
                 raise DataSiteError(f"{self.config.site_id}: a {kind!r} message is no request")
+
+    def _told(self, reply: Message) -> Parcel:
+        return wire.encode(require_listed(reply, site_id=self.config.site_id))
 
     def _shown(self, message: AuditRequest | PlansRequest, caller: Caller) -> AuditPage | PlansPage:
         """Give a page of the audit log or of the plans, and write down who read it."""
@@ -240,7 +239,7 @@ class FactoryDataSite(DataSiteInterface):
                 return self._train(grant, job, message, request, caller)
             self._consent.begin(grant)
             watch = partial(self._consent.require_standing, grant)
-            reply, done = self._perform(Assignment(job, request), message, watch)
+            reply, done = self._perform(grant.dataset, Assignment(job, request), message, watch)
             with self._consent.conclude(grant, reply) as connection:
                 audit.append(connection, _worked(grant, caller, reply, done))
         return done.reply
@@ -256,7 +255,8 @@ class FactoryDataSite(DataSiteInterface):
         self._consent.begin(grant)
         state = self._state(grant.plan, message)
         watch = partial(self._consent.require_standing, grant)
-        reply, done = self._perform(Assignment(job, request, state), message, watch)
+        assignment = Assignment(job, request, state)
+        reply, done = self._perform(grant.dataset, assignment, message, watch)
         with self._consent.conclude(grant, reply) as connection:
             if reply["kind"] == "update":
                 self._replies.keep(connection, answers, done.reply)
@@ -265,7 +265,7 @@ class FactoryDataSite(DataSiteInterface):
                     self._states.keep(connection, plan_id, round_num, done.state, follows=follows)
             audit.append(connection, _worked(grant, caller, reply, done))
         logger.bind(site_id=self.config.site_id, round_num=round_num).info(
-            "round {}: {}", round_num, _told(reply)
+            "round {}: {}", round_num, _summary(reply)
         )
         return done.reply
 
@@ -276,15 +276,23 @@ class FactoryDataSite(DataSiteInterface):
         return self._states.find(plan.plan_id, message["state_round"])
 
     def _perform(
-        self, assignment: Assignment, message: WorkRequest, watch: Watch
+        self, dataset: Dataset, assignment: Assignment, message: WorkRequest, watch: Watch
     ) -> tuple[Message, Done]:
         """Have the trainer do it; what may leave the site. Called within `_turn`."""
         if self._trainer is None:
             raise DataSiteError(f"{self.config.site_id}: the site is closed")
         deadline_s = self._allowed_s(message)
         done = self._trainer.perform(assignment, deadline_s=deadline_s, watch=watch)
-        drift = assignment.job["drift"]
-        return released(done.reply, site_id=self.config.site_id, drift=drift), done
+        reply, parcel = released(done.reply, self._terms(dataset, message))
+        return reply, done._replace(reply=parcel)
+
+    def _terms(self, dataset: Dataset, message: WorkRequest) -> Terms:
+        return Terms(
+            site_id=self.config.site_id,
+            minimum_count=self.config.release.minimum_count,
+            schema=dataset.schema,
+            drift=self.registry.drift(dataset),
+        ).of(message)
 
     def _allowed_s(self, message: WorkRequest) -> float:
         """Give how long the request may take: the caller's deadline, within the site's own."""
@@ -334,7 +342,7 @@ class FactoryDataSite(DataSiteInterface):
     ) -> Parcel:
         """Write the refusal down and give it as an answer."""
         failure = as_failure(error, site_id=self.config.site_id)
-        reply = wire.encode(failure)
+        reply = self._told(failure)
         action = "unreadable request" if message is None else message["kind"]
         plan_id = cast("dict[str, str]", message or {}).get("plan_id")
         try:
@@ -366,7 +374,7 @@ def _entry(
     return audit.Entry(who=who, action=action, plan_id=plan_id, outcome=outcome, detail=detail)
 
 
-def _told(reply: Message) -> str:
+def _summary(reply: Message) -> str:
     if reply["kind"] == "failure":
         return f"{reply['error']}: {reply['message']}"
     update = cast("dict[str, Any]", reply)

@@ -113,7 +113,14 @@ def evaluation_metrics(reports: Mapping[str, EvaluationReport]) -> dict[str, Any
     Returns:
         `threshold` (a probability of failure), `global` and `per_site` (metrics on the test parts),
         `validation` (on the pooled validation parts), `baseline` (always answering "no failure").
+        Where sites withheld parts that are too small to be told of, `withheld` names these by site:
+        they are in no pool, and a site's own metrics are NaN.
     """
+    withheld = {
+        site_id: list(report["withheld"])
+        for site_id, report in reports.items()
+        if "withheld" in report
+    }
     validation = evaluation.pool([report["validation"] for report in reports.values()])
     test = evaluation.pool([report["test"] for report in reports.values()])
     threshold = evaluation.best_threshold(validation)
@@ -126,6 +133,7 @@ def evaluation_metrics(reports: Mapping[str, EvaluationReport]) -> dict[str, Any
         },
         "validation": evaluation.summarise(validation, threshold),
         "baseline": evaluation.majority_baseline(test),
+        **({"withheld": withheld} if withheld else {}),
     }
 
 

@@ -26,8 +26,8 @@ class Federation:
         self.sites: dict[str, FactoryDataSite] = {}
         self.store = RunStore(folder / "runs")
 
-    def open_site(self, site_id: str) -> FactoryDataSite:
-        """Open a site, or open it again after `close`."""
+    def open_site(self, site_id: str, *, minimum_count: int = 1) -> FactoryDataSite:
+        """Open a site, or open it again after `close`; it tells of so few rows, and no fewer."""
         site = FactoryDataSite(lambda _config: InlineTrainer())
         site.initialize_datasite(
             {
@@ -35,6 +35,7 @@ class Federation:
                 "state": str(self.folder / site_id),
                 "operator": {"email": "op@factory.example.com", "password": "not used in memory"},
                 "policy": self.policy,
+                "release": {"minimum_count": minimum_count},
             }
         )
         self.sites[site_id] = site

@@ -3,6 +3,7 @@
 import ast
 import inspect
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -350,3 +351,16 @@ def test_an_experiment_in_deploy_is_valid(path: Path) -> None:
 def test_deploy_has_examples(folder: str) -> None:
     """An empty folder would make the two claims above empty too."""
     assert list((ROOT / "deploy" / folder).glob("*.yaml"))
+
+
+def test_every_test_that_the_threat_model_names_exists() -> None:
+    """An answer to a threat is shown by a test that can be run, or it is none."""
+    text = (ROOT / "docs" / "threat-model.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([\w/]+\.py)::(test_\w+)`", text))
+    assert len(named) > 50
+    sources = {
+        file: (ROOT / "tests" / file).read_text(encoding="utf-8")
+        for file in {file for file, _ in named}
+    }
+    missing = [f"{file}::{name}" for file, name in named if f"def {name}(" not in sources[file]]
+    assert missing == []

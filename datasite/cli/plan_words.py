@@ -47,6 +47,7 @@ class Shown:
         before: What had been approved last for the same person and dataset, if anything.
         changes: In what it differs from that.
         most: How often each kind of request is answered, all in all.
+        minimum_count: The fewest rows of a label that are counted outside.
     """
 
     plan: "Plan"
@@ -57,6 +58,7 @@ class Shown:
     before: "Plan | None"
     changes: "Sequence[Change]"
     most: int
+    minimum_count: int
 
 
 def look_up(records: "Records", plan_id: str) -> Shown:
@@ -87,6 +89,7 @@ def look_up(records: "Records", plan_id: str) -> Shown:
         before=before,
         changes=[] if before is None else changes_between(before, plan),
         most=TIMES * asked["rounds"],
+        minimum_count=records.config.release.minimum_count,
     )
 
 
@@ -203,8 +206,10 @@ Leaves the site in each round:
   - the number of windows and of steps that it trained, the mean loss, the time taken
   - for a later version of the data, how far each column has drifted from the first (PSI)
   - for each evaluation, counts of scores by true label, and the sum of the losses
+  - for a later version of the data, how far each column has drifted from the first (PSI)
 Once, before round 0: per feature the sum and the sum of squares over all rows, and the
-number of failures among them. Nothing else."""
+number of failures among them. Nothing else, and no count where a label has fewer than
+{shown.minimum_count} rows."""
 
 
 def _privacy(plan: "Plan") -> str:

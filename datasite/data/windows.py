@@ -161,8 +161,13 @@ def _require_both_classes(name: str, part: Part, schema: DataSchema, site_id: st
         return
     found = f"has {count} windows, all with label {int(part.y[0])}" if count else "has no windows"
     what = "fraction" if name != "train" else "share left by test and validation"
+    whose = f"{site_id}: the {name} part of {schema.name!r}"
+    needed = (
+        "it needs windows with label 0 and with label 1: "
+        f"raise its {what} in the split, or register more rows"
+    )
     raise DataError(
-        f"{site_id}: the {name} part of {schema.name!r} {found}; it needs windows with label 0 and "
-        f"with label 1: raise its {what} in the split, or register more rows",
+        f"{whose} {found}; {needed}",
         site_id=site_id,
+        outside=f"{whose} has too few windows; {needed}",
     )

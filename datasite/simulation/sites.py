@@ -10,8 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loguru import logger
-
 from core import wire
 from core.codehash import installed_code_hash
 from core.enums import DataSiteStatus
@@ -30,7 +28,7 @@ from core.plans import PlanStatus
 from core.version import VERSION
 from datasite.bounds import excess_of, plan_refusal, require_installed_code
 from datasite.data.statistics import describe_rows
-from datasite.failures import as_failure
+from datasite.failures import as_failure, unexpected
 from datasite.offers import require_offered
 from datasite.plans import plan_id_of
 from datasite.simulation.data import ROOM_BYTES, SiteData, SiteFile
@@ -106,8 +104,7 @@ class SimulatedSites:
         except FederatedLearningError as exc:
             error = exc
         except Exception as exc:  # noqa: BLE001 - as a factory, a simulated one must answer
-            logger.opt(exception=exc).bind(site_id=site_id).error("request failed")
-            error = DataSiteError(f"{site_id}: failed with {type(exc).__name__}; its log says why")
+            error = unexpected(exc, site_id=site_id)
         return wire.encode(as_failure(error, site_id=site_id))
 
     def _answer(self, site_id: str, message: Message, request: Parcel, email: str) -> Parcel:
@@ -145,12 +142,12 @@ class SimulatedSites:
 
     def _approve(self, site_id: str, proposal: PlanProposal, email: str) -> PlanDecision:
         if (proposal["dataset"], proposal["dataset_version"]) != (self._setup.dataset, _VERSION):
-            raise DataError(
+            message = (
                 f"{site_id}: the dataset {proposal['dataset']} (version "
                 f"{proposal['dataset_version']}) is not registered here; registered: "
-                f"{self._setup.dataset} (version {_VERSION})",
-                site_id=site_id,
+                f"{self._setup.dataset} (version {_VERSION})"
             )
+            raise DataError(message, site_id=site_id, outside=message)
         require_offered(proposal, site_id=site_id)
         require_installed_code(proposal["code_hash"], site_id=site_id)
         plan_id = plan_id_of(proposal, email)

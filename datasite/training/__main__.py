@@ -5,8 +5,8 @@
 The pipe carries what is to be done; models lie in memory that the site sees too, and are named by
 their place in it. The first thing that goes back is a word that it has started. It ends when the
 site does, whatever the site died of: the lifeline is a pipe that only the site holds open. An
-unexpected error ends it with a traceback in the site's log; the site answers the request with a
-`Failure` and starts a new trainer.
+unexpected error ends it with a traceback in the site's private log; the site answers the request
+with a `Failure` and starts a new trainer.
 """
 
 import os
@@ -18,6 +18,7 @@ from core.imports import uncollected
 
 with uncollected():
     import torch
+    from loguru import logger
 
     from core.arena import Arena
     from core.wire import Parcel
@@ -38,6 +39,8 @@ class Room:
 def main(jobs_fd: int, lifeline_fd: int, arena_fd: int, threads: int) -> None:
     """Perform jobs until the site closes the pipe."""
     threading.Thread(target=_end_with_the_site, args=(lifeline_fd,), daemon=True).start()
+    logger.remove()  # its own way prints the values of variables
+    logger.add(sys.stderr, format="{time} {level} {message}", diagnose=False)
     torch.set_num_threads(threads)
     arena, room = Arena(arena_fd), Room()
     worker = Worker(room.allocate)

@@ -598,46 +598,42 @@ def _adopt(site: FactoryDataSite) -> None:
         row.sha256 = file_sha256(dataset.file)
 
 
-def test_a_part_with_one_label_is_told_by_its_size_only(
+def test_a_part_with_one_label_is_named_and_not_counted(
     open_site: OpenSite, tmp_path: Path
 ) -> None:
-    """One failure in 100 rows: it trains, no part is left with both labels; no reading is told."""
+    """One failure in 100 rows: it trains, no part is left with both labels; no count is told."""
     site = open_site()
     register(site, tmp_path, load=3.14159, failure=[0] * 99 + [1])
     error, message = error_of(ask(site, train_request(planned(site))))
     assert error == "DataError"
-    assert "the validation part of 'press' has 20 windows, all with label 0" in message
+    assert "the validation part of 'press' has too few windows; it needs windows with" in message
+    assert "20" not in message
     assert "3.14" not in message
 
 
 @pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        ({"metrics": {"train_loss": 0.5, "row": 42.0}}, "row"),
-        ({"metrics": {"largest_value": 1.0}}, "largest_value"),
-        ({"metrics": {"psi.load": 42.0}}, "psi.load"),
-    ],
+    "metrics",
+    [{"train_loss": 0.5, "row": 42.0}, {"largest_value": 1.0}, {"psi.load": 42.0}],
     ids=["beside a known one", "alone", "a drift that the site did not find"],
 )
 def test_an_unknown_metric_does_not_leave(
-    open_site: OpenSite, tmp_path: Path, changes: dict[str, Any], named: str
+    open_site: OpenSite, tmp_path: Path, metrics: dict[str, float]
 ) -> None:
-    """The last gate lists what may pass; the reply is withheld whole."""
+    """The last gate lists what may pass; the reply is withheld whole, and its names with it."""
     update: Any = {
         "kind": "update",
         "datasite_id": "factory-1",
         "round_num": 0,
         "num_samples": 1,
         "num_steps": 1,
-        "metrics": {},
+        "metrics": metrics,
         "parameters": {"w": torch.tensor([1.0])},
-        **changes,
     }
     site = open_site(lambda _config: Replies(update))
     register(site, tmp_path)
     error, message = error_of(ask(site, train_request(planned(site))))
     assert error == "SecurityError"
-    assert named in message
+    assert message == "factory-1: 1 of the metrics may not leave the site; withheld"
     assert [row.outcome for row in log(site, "train")] == ["SecurityError"]
 
 

@@ -98,7 +98,8 @@ class Target:
         assert [dataset["name"] for dataset in described["datasets"]] == ["press"]
         with self.site.door() as door:
             assert {account.email for account in door.users()} >= {OPERATOR, RESEARCHER}
-        assert "Traceback" not in self.site.log.read_text(encoding="utf-8")
+        log = self.site.state / "private.log"
+        assert "Traceback" not in log.read_text(encoding="utf-8")
         assert len(self.site.audit()) < 500
 
 

@@ -350,6 +350,7 @@ def test_the_refusals_of_outsiders_are_counted_on_the_log(scene: Scene) -> None:
 
 def test_no_cell_ended_in_a_traceback(scene: Scene) -> None:
     """Nor is a password, or a number of a row, in what the site had to say."""
-    log = scene.site.log.read_text(encoding="utf-8")
-    assert "Traceback" not in log
-    assert "Password-of" not in log
+    for path in (scene.site.log, scene.site.state / "private.log"):
+        log = path.read_text(encoding="utf-8")
+        assert "Traceback" not in log
+        assert "Password-of" not in log
