@@ -1,6 +1,7 @@
 """A site from its configuration to its last request: the parts, put together."""
 
 from collections.abc import Sequence
+from contextlib import closing
 
 import pandas as pd
 import yaml
@@ -9,7 +10,7 @@ from pydantic import JsonValue
 
 from core.plans import PlanStatus
 from datasite import audit
-from datasite.account_desk import AccountDesk, ConfiguredAccount, configured_accounts
+from datasite.account_desk import AccountDesk, configured_accounts
 from datasite.certificates import SiteTls
 from datasite.configuration import SiteConfig, Tls, open_state, password_of
 from datasite.data.mock import make_mock
@@ -32,11 +33,6 @@ def serve(config: SiteConfig) -> None:
     """
     accounts = configured_accounts(config)
     tls = _open_tls(config.listen.tls)
-    with private_log(open_state(config), site_id=config.site_id):
-        _serve(config, accounts, tls)
-
-
-def _serve(config: SiteConfig, accounts: Sequence[ConfiguredAccount], tls: SiteTls | None) -> None:
     site = FactoryDataSite()
     refusals = Refusals(lambda entry: _write(site, entry))
     server = PySyftServer(
@@ -51,7 +47,8 @@ def _serve(config: SiteConfig, accounts: Sequence[ConfiguredAccount], tls: SiteT
         on_refused=refusals.note,
         allocate=site.allocate,
     )
-    try:
+    log = private_log(open_state(config), site_id=config.site_id)
+    with log, closing(site), closing(refusals), closing(server):
         site.open(config)
         server.open()
         desk = AccountDesk(accounts=server.accounts, write=lambda entry: _write(site, entry))
@@ -59,10 +56,6 @@ def _serve(config: SiteConfig, accounts: Sequence[ConfiguredAccount], tls: SiteT
         _publish_registered(site, server)
         with open_door(_actions(site, server, desk, tls), config.state):
             server.run()
-    finally:
-        server.close()
-        refusals.close()
-        site.close()
 
 
 def _open_tls(settings: Tls | None) -> SiteTls | None:
