@@ -1,6 +1,7 @@
 """A site from its configuration to its last request: the parts, put together."""
 
 from collections.abc import Sequence
+from contextlib import closing
 
 import pandas as pd
 import yaml
@@ -9,7 +10,7 @@ from pydantic import JsonValue
 
 from core.plans import PlanStatus
 from datasite import audit
-from datasite.account_desk import AccountDesk, ConfiguredAccount, configured_accounts
+from datasite.account_desk import AccountDesk, configured_accounts
 from datasite.certificates import SiteTls
 from datasite.configuration import SiteConfig, Tls, open_state, password_of, require_private
 from datasite.data.mock import make_mock
@@ -35,11 +36,6 @@ def serve(config: SiteConfig) -> None:
     require_private(config)
     accounts = configured_accounts(config)
     tls = _open_tls(config.listen.tls)
-    with private_log(open_state(config), site_id=config.site_id):
-        _serve(config, accounts, tls)
-
-
-def _serve(config: SiteConfig, accounts: Sequence[ConfiguredAccount], tls: SiteTls | None) -> None:
     site = FactoryDataSite()
     refusals = Refusals(lambda entry: _write(site, entry))
     server = PySyftServer(
@@ -54,19 +50,21 @@ def _serve(config: SiteConfig, accounts: Sequence[ConfiguredAccount], tls: SiteT
         on_refused=refusals.note,
         allocate=site.allocate,
     )
-    with held(open_state(config), site_id=config.site_id):
-        try:
-            site.open(config)
-            server.open()
-            desk = AccountDesk(accounts=server.accounts, write=lambda entry: _write(site, entry))
-            desk.open_configured(accounts)
-            _publish_registered(site, server)
-            with open_door(_actions(site, server, desk, tls), config.state):
-                server.run()
-        finally:
-            server.close()
-            refusals.close()
-            site.close()
+    state = open_state(config)
+    with (
+        held(state, site_id=config.site_id),
+        private_log(state, site_id=config.site_id),
+        closing(site),
+        closing(refusals),
+        closing(server),
+    ):
+        site.open(config)
+        server.open()
+        desk = AccountDesk(accounts=server.accounts, write=lambda entry: _write(site, entry))
+        desk.open_configured(accounts)
+        _publish_registered(site, server)
+        with open_door(_actions(site, server, desk, tls), config.state):
+            server.run()
 
 
 def _open_tls(settings: Tls | None) -> SiteTls | None:

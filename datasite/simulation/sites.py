@@ -102,6 +102,7 @@ class SimulatedSites:
         try:
             return self._answer(site_id, wire.peek(request), request, email)
         except FederatedLearningError as exc:
+            exc.outside = str(exc)  # nothing is kept back: the data are the researcher's own
             error = exc
         except Exception as exc:  # noqa: BLE001 - as a factory, a simulated one must answer
             error = unexpected(exc, site_id=site_id)
@@ -142,12 +143,12 @@ class SimulatedSites:
 
     def _approve(self, site_id: str, proposal: PlanProposal, email: str) -> PlanDecision:
         if (proposal["dataset"], proposal["dataset_version"]) != (self._setup.dataset, _VERSION):
-            message = (
+            raise DataError(
                 f"{site_id}: the dataset {proposal['dataset']} (version "
                 f"{proposal['dataset_version']}) is not registered here; registered: "
-                f"{self._setup.dataset} (version {_VERSION})"
+                f"{self._setup.dataset} (version {_VERSION})",
+                site_id=site_id,
             )
-            raise DataError(message, site_id=site_id, outside=message)
         require_offered(proposal, site_id=site_id)
         require_installed_code(proposal["code_hash"], site_id=site_id)
         plan_id = plan_id_of(proposal, email)
