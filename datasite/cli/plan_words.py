@@ -204,7 +204,6 @@ def _leaves(shown: Shown) -> str:
 Leaves the site in each round:
   - the model's parameters after training here: {_plain_lines(numbers)}{beside}
   - the number of windows and of steps that it trained, the mean loss, the time taken
-  - for a later version of the data, how far each column has drifted from the first (PSI)
   - for each evaluation, counts of scores by true label, and the sum of the losses
   - for a later version of the data, how far each column has drifted from the first (PSI)
 Once, before round 0: per feature the sum and the sum of squares over all rows, and the
