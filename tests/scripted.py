@@ -74,7 +74,7 @@ def main() -> None:
 
     options = json.loads(sys.argv[1])
     state = Path(options["state"])
-    state.mkdir(parents=True, exist_ok=True)
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
     scripted = ScriptedSite(state)
     server = PySyftServer(
         site_id=SITE,
