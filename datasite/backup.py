@@ -24,11 +24,12 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from core.exceptions import ConfigurationError, DataSiteError, SecurityError
+from core.files import sync_folder
 from core.version import VERSION
 from datasite import archive, audit
 from datasite.archive import AuditHead, KeptFile, Manifest, Writer
 from datasite.configuration import SiteConfig, open_state
-from datasite.disk import on_disk, scratch_folder, sync_folder
+from datasite.disk import on_disk, scratch_folder
 
 LEDGER: Final = "ledger.db"
 _SQLITE: Final = b"SQLite format 3\0"

@@ -1,7 +1,6 @@
 """What is written beside something and then put into its place, and what the disk says to it."""
 
 import contextlib
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -32,12 +31,3 @@ def on_disk(path: Path) -> Iterator[None]:
         yield
     except OSError as exc:
         raise DataSiteError(f"{path} cannot be written: {exc.strerror or exc}") from exc
-
-
-def sync_folder(folder: Path) -> None:
-    """Have the names in `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import IO
 
 from core.exceptions import ConfigurationError, DataSiteError, SecurityError
+from core.files import sync_folder
 from datasite import archive
 from datasite.archive import Manifest
 from datasite.backup import LEDGER, audit_head
 from datasite.configuration import SiteConfig
-from datasite.disk import on_disk, scratch_folder, sync_folder
+from datasite.disk import on_disk, scratch_folder
 from datasite.holding import held
 from datasite.operator_door import OperatorDoor
 

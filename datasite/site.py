@@ -283,16 +283,14 @@ class FactoryDataSite(DataSiteInterface):
             raise DataSiteError(f"{self.config.site_id}: the site is closed")
         deadline_s = self._allowed_s(message)
         done = self._trainer.perform(assignment, deadline_s=deadline_s, watch=watch)
-        reply, parcel = released(done.reply, self._terms(dataset, message))
-        return reply, done._replace(reply=parcel)
-
-    def _terms(self, dataset: Dataset, message: WorkRequest) -> Terms:
-        return Terms(
+        terms = Terms(
             site_id=self.config.site_id,
             minimum_count=self.config.release.minimum_count,
             schema=dataset.schema,
-            drift=self.registry.drift(dataset),
-        ).of(message)
+            drift=assignment.job["drift"],
+        )
+        reply, parcel = released(done.reply, terms.of(message))
+        return reply, done._replace(reply=parcel)
 
     def _allowed_s(self, message: WorkRequest) -> float:
         """Give how long the request may take: the caller's deadline, within the site's own."""

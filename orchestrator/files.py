@@ -5,6 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from core.exceptions import ExperimentError
+from core.files import sync_folder
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -21,16 +22,8 @@ def write_whole(path: Path, content: bytes) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         part.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as exc:
         with suppress(OSError):
             part.unlink()
         raise ExperimentError(f"{path} cannot be written: {exc.strerror}") from exc
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

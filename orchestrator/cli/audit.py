@@ -1,8 +1,9 @@
 """`orchestrator audit`: what an auditor reads of a site."""
 
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -11,6 +12,8 @@ from core.jsontext import as_json
 
 if TYPE_CHECKING:
     from core.messages import AuditEntry, PlanRecord
+
+T = TypeVar("T")
 
 
 def audit(
@@ -48,49 +51,48 @@ def _at(row: "AuditEntry") -> datetime:
 
 
 def _show_rows(rows: "list[AuditEntry]", *, as_lines: bool) -> None:
-    if as_lines:
-        for row in rows:
-            echo_line(row)
-        return
-    echo_table(
-        ("seq", "at", "who", "action", "plan", "outcome", "detail"),
-        [
-            (
-                row["seq"],
-                row["at"][:19],
-                _plain(row["who"]),
-                _plain(row["action"]),
-                _plain(row["plan_id"] or "")[:12],
-                _plain(row["outcome"]),
-                as_json(row["detail"]) if row["detail"] else "",
-            )
-            for row in rows
-        ],
+    _show(
+        rows,
+        {
+            "seq": lambda row: row["seq"],
+            "at": lambda row: row["at"][:19],
+            "who": lambda row: _plain(row["who"]),
+            "action": lambda row: _plain(row["action"]),
+            "plan": lambda row: _plain(row["plan_id"] or "")[:12],
+            "outcome": lambda row: _plain(row["outcome"]),
+            "detail": lambda row: as_json(row["detail"]) if row["detail"] else "",
+        },
+        as_lines=as_lines,
         empty="nothing has happened in that time",
     )
 
 
 def _show_plans(plans: "list[PlanRecord]", *, as_lines: bool) -> None:
-    if as_lines:
-        for plan in plans:
-            echo_line(plan)
-        return
-    echo_table(
-        ("plan", "proposed", "researcher", "status", "decided by", "reason", "what"),
-        [
-            (
-                _plain(plan["plan_id"])[:12],
-                plan["proposed_at"][:19],
-                _plain(plan["researcher"]),
-                _plain(plan["status"]),
-                _plain(plan["decided_by"]),
-                _plain(plan["reason"]),
-                as_json(plan["proposal"]),
-            )
-            for plan in plans
-        ],
+    _show(
+        plans,
+        {
+            "plan": lambda plan: _plain(plan["plan_id"])[:12],
+            "proposed": lambda plan: plan["proposed_at"][:19],
+            "researcher": lambda plan: _plain(plan["researcher"]),
+            "status": lambda plan: _plain(plan["status"]),
+            "decided by": lambda plan: _plain(plan["decided_by"]),
+            "reason": lambda plan: _plain(plan["reason"]),
+            "what": lambda plan: as_json(plan["proposal"]),
+        },
+        as_lines=as_lines,
         empty="no plan was proposed",
     )
+
+
+def _show(
+    found: Sequence[T], columns: Mapping[str, Callable[[T], object]], *, as_lines: bool, empty: str
+) -> None:
+    if as_lines:
+        for each in found:
+            echo_line(each)
+    else:
+        rows = [[cell(each) for cell in columns.values()] for each in found]
+        echo_table(tuple(columns), rows, empty=empty)
 
 
 def _plain(text: str) -> str:

@@ -26,7 +26,7 @@ def run_once(image: str, *command: str, folder: Path) -> None:
     account = f"{os.getuid()}:{os.getgid()}"
     subprocess.run(
         ["docker", "run", "--rm", "--network", "none", "--user", account,
-         "--volume", f"{folder}:/work/here", "--workdir", "/work/here", image, *command],
+         "--volume", f"{folder}:/here", "--workdir", "/here", image, *command],
         check=True,
     )  # fmt: skip
 

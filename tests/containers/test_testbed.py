@@ -69,10 +69,12 @@ def test_an_operator_registers_a_file(compose: Compose, demo: str) -> None:
     """A file is copied into the inbox, registered by command, and offered to researchers."""
     samples = compose.folder / "samples"
     compose.run(
-        "run", "--rm", "--no-TTY", "--volume", f"{compose.project}_runs:/work/data",
+        "run", "--rm", "--no-TTY", "--volume", f"{compose.project}_runs:/var/lib/orchestrator/data",
         "orchestrator", "testbed", "data", "--sites", "1", "--rows", "600", "--out", "data/press",
     )  # fmt: skip
-    compose.run("cp", "orchestrator:/work/runs/press/factory-1.csv", f"{samples}.csv")
+    compose.run(
+        "cp", "orchestrator:/var/lib/orchestrator/runs/press/factory-1.csv", f"{samples}.csv"
+    )
     compose.run("cp", f"{samples}.csv", "factory-2:/var/lib/datasite/inbox/press.csv")
     registered = compose.datasite(
         "factory-2", "data", "register", "/var/lib/datasite/inbox/press.csv",
@@ -137,7 +139,7 @@ folders = [f for f, _, _ in os.walk("/") if not f.startswith(("/proc", "/sys", "
 print(json.dumps([f for f in folders if writes(f)]))
 """
     written = set(json.loads(compose.python(service, script)))
-    kept = "/work/runs" if service == "orchestrator" else "/var/lib/datasite"
+    kept = "/var/lib/orchestrator/runs" if service == "orchestrator" else "/var/lib/datasite"
     assert {"/tmp", kept} <= written  # noqa: S108
     assert all(folder.startswith(("/tmp", kept)) for folder in written)  # noqa: S108
     script = (

@@ -249,10 +249,10 @@ def test_the_orchestrator_is_given_what_it_is_given_in_compose(compose: Object) 
     assert container(pod)["image"] == service["image"]
     assert [use["target"] for use in service["configs"]] == ["/etc/orchestrator/sites.yaml"]
     assert volumes(pod)["/etc/orchestrator/sites.yaml"]["configMap"] == {"name": "lab-orchestrator"}
-    experiments = "./deploy/experiments:/work/experiments:ro"
-    assert service["volumes"] == ["runs:/work/runs", experiments]
-    assert "persistentVolumeClaim" in volumes(pod)["/work/runs"]
-    assert "/work/experiments" not in volumes(pod)
+    experiments = "./deploy/experiments:/var/lib/orchestrator/experiments:ro"
+    assert service["volumes"] == ["runs:/var/lib/orchestrator/runs", experiments]
+    assert "persistentVolumeClaim" in volumes(pod)["/var/lib/orchestrator/runs"]
+    assert "/var/lib/orchestrator/experiments" not in volumes(pod)
     found = {file: f"{secret}.{key}" for file, (secret, key) in secret_files(pod).items()}
     wanted = {use["target"]: use["source"] for use in service["secrets"]}
     assert found == {file: source.replace(".", "-accounts.") for file, source in wanted.items()}
