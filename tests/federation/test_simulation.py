@@ -335,9 +335,10 @@ def test_a_worker_that_dies_costs_one_answer_and_is_replaced(
     simulation: Simulation, tmp_path: Path
 ) -> None:
     """As with a trainer: the site it worked for is missing in that round, and back in the next."""
-    experiment = write_experiment(tmp_path, simulation, workers=2, rounds=400, min_sites=1)
+    changes: dict[str, Any] = {"rounds": 400, "min_sites": 1, "evaluation": {"every": 400}}
+    experiment = write_experiment(tmp_path, simulation, workers=2, **changes)
     run = start("run", experiment, "--run-id", "one", "--json")
-    read_until(run, 0)
+    read_until(run, 0)  # from here on it trains: no evaluation is there to be hurt
     victim = next(
         child
         for child in psutil.Process(run.pid).children()

@@ -2,9 +2,9 @@
 
 import json
 import re
-import statistics
 import time
 from collections.abc import Iterator
+from math import inf
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -306,18 +306,18 @@ def test_neither_answer_nor_time_tells_whether_an_account_exists(site: LiveSite)
     known, disabled = open_account(site, "timed"), open_account(site, "timed-out")
     with site.door() as door:
         door.disable_user(disabled)
-    answers, took_s = {}, {}
-    for email in (known, disabled, "unknown@lab.example.com"):
-        took_s[email] = []
-        for _ in range(FREE_TRIES - 1):
+    emails = (known, disabled, "unknown@lab.example.com")
+    answers, took_s = {}, dict.fromkeys(emails, inf)
+    for _ in range(FREE_TRIES - 1):
+        for email in emails:  # in turn, so that what else the machine does is the same for all
             began = time.monotonic()
             answer = guess(site, email, host="127.0.0.3")
-            took_s[email].append(time.monotonic() - began)
+            took_s[email] = min(took_s[email], time.monotonic() - began)
             answers[answer.status_code, answer.content, str(sorted(answer.headers.items()))] = email
     assert len(answers) == 1
-    middle = [statistics.median(times) for times in took_s.values()]
-    assert min(middle) >= REFUSED_AFTER_S
-    assert max(middle) - min(middle) < 0.1
+    quickest = took_s.values()  # a busy machine makes an answer later, never earlier
+    assert min(quickest) >= REFUSED_AFTER_S
+    assert max(quickest) - min(quickest) < 0.1
 
 
 def test_a_guest_session_and_sign_up_open_nothing(site: LiveSite) -> None:
