@@ -20,12 +20,21 @@ def unfinished_file(folder: Path) -> Iterator[Path]:
     """
     for left in folder.glob(f"*{_SUFFIX}"):
         _delete_abandoned(left)
-    descriptor, name = mkstemp(suffix=_SUFFIX, dir=folder)
+    descriptor, part = _locked_file(folder)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield Path(name)
+        yield part
     finally:
-        Path(name).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _locked_file(folder: Path) -> tuple[int, Path]:
+    """Make a file and lock it; again where another took it for abandoned before it was locked."""
+    while True:
+        descriptor, name = mkstemp(suffix=_SUFFIX, dir=folder)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            return descriptor, Path(name)
         os.close(descriptor)
 
 
