@@ -17,7 +17,7 @@ from pydantic import Field, with_config
 from typing_extensions import TypedDict
 
 from core.fields import STRICT, Count, Fraction, Positive, Text
-from core.privacy import PrivacySettings
+from core.privacy import PrivacySettings  # noqa: TC001 - pydantic reads it off the class
 
 Parameters = dict[str, torch.Tensor]
 """A model's full `state_dict`, detached, on the CPU."""

@@ -26,9 +26,9 @@ def _basic(proposal: "PlanProposal") -> str:
     asked: Basic = proposal["privacy"]  # type: ignore[assignment]
     return f"""\
 basic. No formal guarantee: each update is shortened to a change of at most
-{asked["clip_norm"]:g} (l2 norm), and no count is told over fewer than {asked["minimum_count"]} rows. \
-Whoever has an update
-can try to reconstruct rows from it. It costs no privacy budget, for there is none at this level."""
+{asked["clip_norm"]:g} (l2 norm), and nothing is counted over fewer than {asked["minimum_count"]}
+rows. Whoever has an update can try to reconstruct rows from it.
+It costs no privacy budget, for there is none at this level: the limit is that of the rounds."""
 
 
 _WORDS: "Mapping[str, Callable[[PlanProposal], str]]" = {"none": _none, "basic": _basic}
