@@ -164,6 +164,7 @@ def measure_training(folder: Path, sensors: int) -> dict[str, dict[str, float]]:
             schema=dataset.schema.model_dump(mode="json"),
             split={"test": 0.49, "validation": 0.49, "seed": 0},
             drift={},
+            privacy=None,
         )
         for what, request in requests.items():
             assignment = Assignment(job, wire.encode(request))

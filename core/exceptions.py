@@ -137,6 +137,10 @@ class PlanError(SecurityError):
     """No approved plan covers the request: unknown, waiting, denied, revoked, expired, exceeded."""
 
 
+class PrivacyBudgetError(SecurityError):
+    """A dataset's privacy budget is spent, or would be: the work was not done."""
+
+
 class AuthenticationError(CommunicationError, SecurityError):
     """A log-in was refused."""
 

@@ -13,28 +13,20 @@ from __future__ import annotations
 from typing import Annotated, Literal, NotRequired
 
 import torch
-from pydantic import ConfigDict, Field, with_config
+from pydantic import Field, with_config
 from typing_extensions import TypedDict
+
+from core.fields import STRICT, Count, Fraction, Positive, Text
+from core.privacy import PrivacySettings  # noqa: TC001 - pydantic reads it off the class
 
 Parameters = dict[str, torch.Tensor]
 """A model's full `state_dict`, detached, on the CPU."""
 
-_STRICT = ConfigDict(arbitrary_types_allowed=True, extra="forbid", strict=True)
-
-Count = Annotated[int, Field(ge=0, le=2**53)]
-"""Beyond 2^53 a float is no longer exact, and sums over sites would leave 64 bits."""
-
-Text = Annotated[str, Field(max_length=256)]
-"""A name or an id: what is kept in ledgers and shown on screens has a bound."""
-
 CompressionName = Literal["zstd", "fp16", "int8"]
 """A value of `core.enums.Compression`; a message without it is not compressed."""
 
-Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
 
-
-@with_config(_STRICT)
+@with_config(STRICT)
 class ModelSpec(TypedDict):
     """Which model to build: a `ModelType` value and its constructor's options."""
 
@@ -42,7 +34,7 @@ class ModelSpec(TypedDict):
     options: Annotated[dict[Text, int], Field(max_length=64)]
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class AlgorithmSpec(TypedDict):
     """Which local objective to minimise: a `FederatedAlgorithm` value and its hyper-parameters."""
 
@@ -50,7 +42,7 @@ class AlgorithmSpec(TypedDict):
     hyperparameters: Annotated[dict[Text, float], Field(max_length=64)]
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class TrainingSettings(TypedDict):
     """How a site fits its model in one round.
 
@@ -67,7 +59,7 @@ class TrainingSettings(TypedDict):
     focal_gamma: Annotated[float, Field(ge=0.0)]
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class SplitSettings(TypedDict):
     """How a site divides its rows; the rest, `1 - test - validation`, is for training."""
 
@@ -76,7 +68,7 @@ class SplitSettings(TypedDict):
     seed: Count
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class Preprocessing(TypedDict):
     """Agreed once a run, the same at every site.
 
@@ -89,14 +81,14 @@ class Preprocessing(TypedDict):
     positive_weight: Positive
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class DescribeRequest(TypedDict):
     """Who are you, and what do you offer?"""
 
     kind: Literal["describe"]
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class DatasetDescription(TypedDict):
     """One registered dataset, as a researcher may see it.
 
@@ -109,7 +101,7 @@ class DatasetDescription(TypedDict):
     schema: dict[str, object]
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class SiteDescription(TypedDict):
     """Answer to `DescribeRequest`.
 
@@ -127,12 +119,13 @@ class SiteDescription(TypedDict):
     datasets: list[DatasetDescription]
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class PlanProposal(TypedDict):
     """What a researcher asks an operator to consent to, for one run.
 
     A plan's id is the SHA-256 of this content and of who proposed it: proposing the same again is
     asking for the state of the same plan. `compression` is the form in which parameters travel.
+    `privacy` is what `privacy_level` needs to know; `none` has none.
     """
 
     kind: Literal["propose"]
@@ -147,9 +140,10 @@ class PlanProposal(TypedDict):
     rounds: Annotated[int, Field(ge=1)]
     code_hash: Text
     compression: NotRequired[CompressionName]
+    privacy: NotRequired[PrivacySettings]
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class PlanQuery(TypedDict):
     """What has become of this plan?"""
 
@@ -157,7 +151,7 @@ class PlanQuery(TypedDict):
     plan_id: Text
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class PlanDecision(TypedDict):
     """Where a plan stands, as a `core.plans.PlanStatus` name, and the reason given."""
 
@@ -167,7 +161,7 @@ class PlanDecision(TypedDict):
     reason: str
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class StatisticsRequest(TypedDict):
     """Sums over the plan's dataset, to agree on one preprocessing."""
 
@@ -175,7 +169,7 @@ class StatisticsRequest(TypedDict):
     plan_id: Text
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class SensorStatistics(TypedDict):
     """Answer to `StatisticsRequest`: one number for each feature, values clamped to their ranges.
 
@@ -193,7 +187,7 @@ class SensorStatistics(TypedDict):
     withheld: NotRequired[list[Literal["label_counts"]]]
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class TrainRequest(TypedDict):
     """Fit the plan's model, starting from `parameters`, for one round.
 
@@ -220,7 +214,7 @@ class TrainRequest(TypedDict):
     compression: NotRequired[CompressionName]
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class ClientUpdate(TypedDict):
     """Answer to `TrainRequest`.
 
@@ -243,7 +237,7 @@ class ClientUpdate(TypedDict):
     compression: NotRequired[CompressionName]
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class EvaluateRequest(TypedDict):
     """Score `parameters` on the site's validation and test parts.
 
@@ -260,7 +254,7 @@ class EvaluateRequest(TypedDict):
     compression: NotRequired[CompressionName]
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class ScoreCounts(TypedDict):
     """How a model scores one part of a site's data, as counts only.
 
@@ -274,7 +268,7 @@ class ScoreCounts(TypedDict):
     positives: list[Count]
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class EvaluationReport(TypedDict):
     """Answer to `EvaluateRequest`.
 
@@ -290,7 +284,7 @@ class EvaluationReport(TypedDict):
     withheld: NotRequired[list[Literal["validation", "test"]]]
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class AuditRequest(TypedDict):
     """The audit log's rows after row `after`, for an auditor; 0 for those from the first on."""
 
@@ -298,7 +292,7 @@ class AuditRequest(TypedDict):
     after: Count
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class AuditEntry(TypedDict):
     """One row of a site's audit log; `core.auditchain` says how `sha256` binds it to the others."""
 
@@ -313,7 +307,7 @@ class AuditEntry(TypedDict):
     sha256: str
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class AuditPage(TypedDict):
     """Answer to `AuditRequest`: the next rows, and the number of the newest row that there is."""
 
@@ -323,7 +317,7 @@ class AuditPage(TypedDict):
     newest: Count
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class PlansRequest(TypedDict):
     """The plans of every researcher, for an auditor: oldest first, without the first `after`."""
 
@@ -331,7 +325,7 @@ class PlansRequest(TypedDict):
     after: Count
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class PlanRecord(TypedDict):
     """A plan as the site keeps it; `proposal` is the JSON form of `PlanProposal`."""
 
@@ -346,7 +340,7 @@ class PlanRecord(TypedDict):
     proposal: dict[str, object]
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class PlansPage(TypedDict):
     """Answer to `PlansRequest`: the next plans, and how many there are."""
 
@@ -356,7 +350,7 @@ class PlansPage(TypedDict):
     total: Count
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class Failure(TypedDict):
     """An answer that is an error: its class by name, and what may be said outside the site."""
 

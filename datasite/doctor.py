@@ -312,6 +312,7 @@ def _trainer(config: SiteConfig) -> Verdict:
             schema=_TINY.model_dump(mode="json"),
             split={"test": 0.2, "validation": 0.2, "seed": 0},
             drift={},
+            privacy=None,
         )
         request = wire.encode({"kind": "statistics", "plan_id": "doctor"})
         threads = config.training.threads

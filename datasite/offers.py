@@ -1,13 +1,17 @@
 """What every site with this release offers, whatever its data."""
 
 from collections.abc import Sequence
+from typing import Final
 
-from core.enums import PrivacyLevel
+from core.enums import Compression, PrivacyLevel
 from core.exceptions import ConfigurationError, PlanError
 from core.messages import PlanProposal
 from core.models import available_models
 from datasite.configuration import Rule
 from datasite.training.objectives import available_algorithms
+
+LEVELS: Final = (PrivacyLevel.NONE.value, PrivacyLevel.BASIC.value)
+"""The privacy levels that a plan may name."""
 
 
 def require_offered(proposal: PlanProposal, *, site_id: str) -> None:
@@ -19,7 +23,7 @@ def require_offered(proposal: PlanProposal, *, site_id: str) -> None:
     offers = {
         "model": (proposal["model"]["type"], available_models()),
         "algorithm": (proposal["algorithm"]["name"], available_algorithms()),
-        "privacy level": (proposal["privacy_level"], [PrivacyLevel.NONE.value]),
+        "privacy level": (proposal["privacy_level"], LEVELS),
     }
     for what, (asked, offered) in offers.items():
         if asked not in offered:
@@ -28,6 +32,20 @@ def require_offered(proposal: PlanProposal, *, site_id: str) -> None:
                 f"offered: {', '.join(offered)}",
                 site_id=site_id,
             )
+    level = PrivacyLevel.NONE.value if "privacy" not in proposal else proposal["privacy"]["level"]
+    if level != proposal["privacy_level"]:
+        raise PlanError(
+            f"{site_id}: the plan's privacy level is {proposal['privacy_level']!r}, and its "
+            f"settings are for {level!r}; send the settings of its level",
+            site_id=site_id,
+        )
+    how = Compression(proposal.get("compression", Compression.NONE.value))
+    if level == PrivacyLevel.BASIC.value and how.is_lossy:
+        raise PlanError(
+            f"{site_id}: compression {how.value} with basic would send changes longer than "
+            "clip_norm; choose none or zstd",
+            site_id=site_id,
+        )
 
 
 def require_known(policy: Sequence[Rule]) -> None:

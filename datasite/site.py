@@ -37,6 +37,7 @@ from core.messages import (
     TrainRequest,
 )
 from core.models import available_models
+from core.privacy import PrivacySettings, smallest_group
 from core.schema import DataSchema
 from core.version import VERSION
 from core.wire import Parcel
@@ -138,7 +139,7 @@ class FactoryDataSite(DataSiteInterface):
         dataset = self.registry.find(local.dataset)
         request = local.request(global_model.get_parameters())
         with self._turn(local.deadline_s):
-            job = self._job(dataset, local.split)
+            job = self._job(dataset, local.split, None)
             assignment = Assignment(job, wire.encode(request))
             reply, done = self._perform(dataset, assignment, request, unwatched)
         facts = {
@@ -231,7 +232,8 @@ class FactoryDataSite(DataSiteInterface):
     def _work(self, message: WorkRequest, request: Parcel, caller: Caller) -> Parcel:
         """Work on a request, or give the stored reply when this very one was answered before."""
         grant = self._consent.grant(message, caller)
-        job = self._job(grant.dataset, grant.plan.proposal["split"])
+        agreed = grant.plan.proposal
+        job = self._job(grant.dataset, agreed["split"], agreed.get("privacy"))
         with self._turn(self._allowed_s(message)) as has_waited:
             if has_waited:
                 self._consent.require_standing(grant)
@@ -285,7 +287,9 @@ class FactoryDataSite(DataSiteInterface):
         done = self._trainer.perform(assignment, deadline_s=deadline_s, watch=watch)
         terms = Terms(
             site_id=self.config.site_id,
-            minimum_count=self.config.release.minimum_count,
+            minimum_count=max(
+                self.config.release.minimum_count, smallest_group(assignment.job["privacy"])
+            ),
             schema=dataset.schema,
             drift=assignment.job["drift"],
         )
@@ -319,7 +323,7 @@ class FactoryDataSite(DataSiteInterface):
         finally:
             self._working.release()
 
-    def _job(self, dataset: Dataset, split: SplitSettings) -> Job:
+    def _job(self, dataset: Dataset, split: SplitSettings, privacy: PrivacySettings | None) -> Job:
         return Job(
             site_id=self.config.site_id,
             file=str(dataset.file),
@@ -327,6 +331,7 @@ class FactoryDataSite(DataSiteInterface):
             schema=dataset.schema.model_dump(mode="json"),
             split=split,
             drift=self.registry.drift(dataset),
+            privacy=privacy,
         )
 
     def _audit(

@@ -24,6 +24,7 @@ from core.plans import PlanStatus
 from core.schema import DataSchema
 from orchestrator.configuration import ClassWeight, ExperimentConfig
 from orchestrator.fleet import Answers, Fleet
+from orchestrator.privacy import plan_settings
 from orchestrator.travel import Travel
 
 _POLL_S = 0.5
@@ -130,10 +131,11 @@ def propose(
             algorithm=algorithm,
             training=config.training_settings(),
             split=split_settings(config),
-            privacy_level=config.privacy.level.value,
+            privacy_level=config.privacy.level,
             rounds=config.rounds,
             code_hash=site["code_hash"],
             **Travel(config.compression).form,
+            **plan_settings(config.privacy),
         )
         return fleet.communication.request(proposal, PlanDecision, site_id)
 

@@ -16,11 +16,13 @@ from orchestrator.algorithms import ALGORITHMS, AlgorithmChoice
 from orchestrator.algorithms.fedavg import FedAvgSettings
 from orchestrator.federation import SiteAddress, load_federation
 from orchestrator.participation import Participation
+from orchestrator.privacy import NoPrivacy, Privacy
 from orchestrator.schedule import Constant, LocalTraining, ScheduleChoice
 from orchestrator.section import Section
 from orchestrator.simulation import Simulation, Transport
 from orchestrator.stopping import EarlyStopping
 
+NOT_YET = {PrivacyLevel.DIFFERENTIAL_PRIVACY, PrivacyLevel.SECURE_AGGREGATION}
 _FOCAL_GAMMA = 2.0  # as its authors found best
 _LARGEST_SEED = 2**53  # as far as every reader of JSON counts exactly
 
@@ -146,12 +148,6 @@ class ChannelKind(Enum):
     SIGNED = "signed"
 
 
-class Privacy(Section):
-    """What is done to updates before they leave a site."""
-
-    level: PrivacyLevel = PrivacyLevel.NONE
-
-
 class ExperimentConfig(Section):
     """Everything in `experiment.yaml`.
 
@@ -180,7 +176,7 @@ class ExperimentConfig(Section):
     model: ModelChoice = ModelChoice()
     training: Training = Training()
     split: Split = Split()
-    privacy: Privacy = Privacy()
+    privacy: Privacy = NoPrivacy()
     compression: Compression = Compression.NONE
     evaluation: Evaluation = Evaluation()
     early_stopping: EarlyStopping | None = None
@@ -254,15 +250,21 @@ class ExperimentConfig(Section):
 def refusals(config: ExperimentConfig) -> list[str]:
     """Say which settings mean nothing together, each with the reason and what to choose instead."""
     kind, training = ALGORITHMS[config.algorithm.name], config.training_settings()
-    level = config.privacy.level
+    level = PrivacyLevel(config.privacy.level)
     mistakes = [
         *_transport_refusals(config),
         *kind.refusals(config.algorithm, training),
         *kind.privacy_refusals(config.algorithm, level),
     ]
-    if level is not PrivacyLevel.NONE:
+    if level in NOT_YET:
         mistakes.append(
             f"privacy.level {level.value!r} is not available in this version; choose 'none'"
+        )
+    if level is PrivacyLevel.BASIC and config.compression.is_lossy:
+        mistakes.append(
+            f"compression: {config.compression.value} with basic: what is rounded off in one round "
+            "is sent with a later one, which then would be longer than clip_norm; choose none or "
+            "zstd"
         )
     if level is PrivacyLevel.SECURE_AGGREGATION and config.compression is not Compression.NONE:
         mistakes.append(

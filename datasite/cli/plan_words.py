@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from datasite.cli.foreign import plain
+from datasite.cli.privacy_words import privacy_in_words
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,14 +25,6 @@ _FORMS = {
 
 _BESIDE = {"scaffold": "\n  - the change of SCAFFOLD's control variate, as many numbers again"}
 """What an algorithm sends beside the parameters. What FedDyn remembers stays at the site."""
-
-_LEVELS = {
-    "none": """\
-none. Nothing is hidden, clipped or added: rows stay here, but whoever has an update
-can try to reconstruct rows from it. Approve this for people you trust.
-It costs no privacy budget, for there is none at this level: the limit is that of the rounds.""",
-}
-"""What each level does and what it costs the dataset's budget, where it has one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +62,7 @@ def look_up(records: "Records", plan_id: str) -> Shown:
     """
     from core.codehash import installed_code_hash
     from core.exceptions import DataError
+    from core.privacy import smallest_group
     from datasite.plan_changes import changes_between, last_approved_before
     from datasite.usage import TIMES
 
@@ -89,7 +83,9 @@ def look_up(records: "Records", plan_id: str) -> Shown:
         before=before,
         changes=[] if before is None else changes_between(before, plan),
         most=TIMES * asked["rounds"],
-        minimum_count=records.config.release.minimum_count,
+        minimum_count=max(
+            records.config.release.minimum_count, smallest_group(asked.get("privacy"))
+        ),
     )
 
 
@@ -212,8 +208,7 @@ number of failures among them. Nothing else, and no count where a label has fewe
 
 
 def _privacy(plan: "Plan") -> str:
-    told = _LEVELS.get(plan.proposal["privacy_level"], plan.proposal["privacy_level"])
-    return f"Privacy level: {_plain_lines(told)}"
+    return f"Privacy level: {_plain_lines(privacy_in_words(plan.proposal))}"
 
 
 def _compared(shown: Shown) -> str:

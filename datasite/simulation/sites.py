@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from core.messages import Message, PlanProposal, Preprocessing, SplitSettings
+    from core.privacy import PrivacySettings
     from core.schema import DataSchema
     from core.wire import Parcel
     from datasite.training.tensors import Tensors
@@ -175,7 +176,7 @@ class SimulatedSites:
         agreed = self._agreed(site_id, plan_id, email)
         if message["kind"] != "statistics" and (excess := excess_of(message, agreed)):
             raise plan_refusal(site_id, plan_id, excess)
-        job = self._job(site_id, agreed["split"])
+        job = self._job(site_id, agreed["split"], agreed.get("privacy"))
         if message["kind"] != "train":
             return perform(self._worker, Assignment(job, request)).reply
         state = b""
@@ -187,7 +188,7 @@ class SimulatedSites:
             self._states.keep(site_id, plan_id, message["round_num"], done.state, follows=follows)
         return done.reply
 
-    def _job(self, site_id: str, split: SplitSettings) -> Job:
+    def _job(self, site_id: str, split: SplitSettings, privacy: PrivacySettings | None) -> Job:
         file = self._setup.files[site_id]
         return Job(
             site_id=site_id,
@@ -196,6 +197,7 @@ class SimulatedSites:
             schema=self._schema,
             split=split,
             drift={},
+            privacy=privacy,
         )
 
 

@@ -15,6 +15,7 @@ from torch.nn import functional
 from typing_extensions import TypedDict
 
 from core import wire
+from core.clipping import clip_factor, shorten
 from core.evaluation import count_scores
 from core.exceptions import DataSiteError, FederatedLearningError
 from core.messages import (
@@ -30,7 +31,8 @@ from core.messages import (
 )
 from core.models import TorchModel, load_model
 from core.packing import Allocate
-from core.parameters import require_finite
+from core.parameters import cast_like, distance, require_finite
+from core.privacy import PrivacySettings
 from core.schema import DataSchema
 from core.seeds import derive_seed
 from core.wire import Parcel
@@ -51,7 +53,8 @@ _EVALUATION_BATCH = 4096
 class Job(TypedDict):
     """What the site adds to a request: where the plan's data lie and how they divide.
 
-    `drift` has the metrics of `datasite.data.drift`, which go with every update.
+    `drift` has the metrics of `datasite.data.drift`, which go with every update; `privacy` is the
+    plan's, None where nothing is done to updates.
     """
 
     site_id: str
@@ -60,6 +63,7 @@ class Job(TypedDict):
     schema: dict[str, object]
     split: SplitSettings
     drift: dict[str, float]
+    privacy: PrivacySettings | None
 
 
 class Assignment(NamedTuple):
@@ -138,6 +142,7 @@ class Worker:
         )
         parameters = model.get_parameters()
         require_finite(parameters, whose=job["site_id"])
+        parameters = _shortened(parameters, request["parameters"], job["privacy"])
         sending = Sending(request, memory)
         arrived = sending.parameters(parameters)
         control = sending.control(objective.control(parameters, fitted.num_steps))
@@ -212,6 +217,16 @@ def _build(request: TrainRequest | EvaluateRequest, data: Tensors) -> TorchModel
         sensors=data.sensors,
         window_steps=data.window_steps,
     )
+
+
+def _shortened(
+    fitted: Parameters, received: Parameters, privacy: PrivacySettings | None
+) -> Parameters:
+    """Give the parameters as far from those received as the plan allows."""
+    if privacy is None or privacy["level"] != "basic":
+        return fitted
+    factor = clip_factor(distance(fitted, received), privacy["clip_norm"])
+    return cast_like(shorten(fitted, received, factor), received)
 
 
 def _objective(request: TrainRequest, state: Parameters) -> Objective:

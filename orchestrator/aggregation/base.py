@@ -14,10 +14,10 @@ from pydantic import (
 )
 from typing_extensions import TypedDict
 
+from core.clipping import clip_factor, shorten
 from core.exceptions import AggregationError, ConfigurationError
 from core.messages import Parameters
 from core.parameters import as_float64, distance, require_updates
-from orchestrator.aggregation.clipping import clip_factor, shorten
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -64,6 +64,7 @@ def job(tmp_path: Path) -> Job:
         schema=schema,
         split=cast("Any", SPLIT),
         drift={},
+        privacy=None,
     )
 
 

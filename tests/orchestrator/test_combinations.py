@@ -29,13 +29,13 @@ scaffold no               yes            no     no           no   no         no
 
 PRIVACY = """
          none basic differential_privacy secure_aggregation
-fedavg   yes  later later                later
-fedprox  yes  later later                later
-feddyn   yes  later no                   later
-fednova  yes  later no                   later
-fedavgm  yes  later later                later
-fedadam  yes  later later                later
-scaffold yes  later no                   later
+fedavg   yes  yes   later                later
+fedprox  yes  yes   later                later
+feddyn   yes  yes   no                   later
+fednova  yes  yes   no                   later
+fedavgm  yes  yes   later                later
+fedadam  yes  yes   later                later
+scaffold yes  yes   no                   later
 """
 """Each algorithm with the aggregation of its paper; `later` is allowed and not there yet."""
 
@@ -50,6 +50,11 @@ ONLY = {
     "scaffold": ("control variates are plain means over the sites", "choose simple_average"),
 }
 """Why an algorithm has but one aggregation, and which."""
+
+LEVELS: dict[str, dict[str, Any]] = {
+    level.value: {"level": level.value} for level in PrivacyLevel
+} | {"differential_privacy": {"level": "differential_privacy", "epsilon": 8.0}}
+"""The least that a section `privacy` says for each level."""
 
 
 def cells(table: str) -> list[tuple[str, str, str]]:
@@ -149,9 +154,9 @@ def test_clipping_is_refused_where_only_the_plain_mean_will_do(
 
 @pytest.mark.parametrize(("algorithm", "level"), where(PRIVACY, "yes"))
 def test_a_level_that_fits_is_taken(experiment: Path, algorithm: str, level: str) -> None:
-    """Every algorithm runs without privacy measures."""
-    experiment.write_text(yaml.safe_dump(settings(algorithm=algorithm, privacy={"level": level})))
-    assert load_experiment(experiment).privacy.level.value == level
+    """Every algorithm runs without privacy measures, and with updates that are clipped."""
+    experiment.write_text(yaml.safe_dump(settings(algorithm=algorithm, privacy=LEVELS[level])))
+    assert load_experiment(experiment).privacy.level == level
 
 
 @pytest.mark.parametrize(("algorithm", "level"), where(PRIVACY, "later"))
@@ -159,7 +164,7 @@ def test_a_level_that_will_fit_is_only_not_there_yet(
     experiment: Path, algorithm: str, level: str
 ) -> None:
     """Nothing else is wrong with it, and nothing else is said."""
-    assert refusal(experiment, algorithm=algorithm, privacy={"level": level}) == not_yet(level)
+    assert refusal(experiment, algorithm=algorithm, privacy=LEVELS[level]) == not_yet(level)
 
 
 @pytest.mark.parametrize(("algorithm", "level"), where(PRIVACY, "no"))
@@ -167,7 +172,7 @@ def test_a_level_that_breaks_the_algorithm_says_so_already_now(
     experiment: Path, algorithm: str, level: str
 ) -> None:
     """Waiting for a later version would not help: the algorithm is what must change."""
-    said = refusal(experiment, algorithm=algorithm, privacy={"level": level})
+    said = refusal(experiment, algorithm=algorithm, privacy=LEVELS[level])
     unproven = f"privacy.level: {algorithm} is not proven under {level}; choose fedavg or fedprox"
     assert said == f"{unproven}; {not_yet(level)}"
 
@@ -283,7 +288,7 @@ def test_everything_that_does_not_fit_is_said_at_once(experiment: Path) -> None:
         experiment,
         algorithm={"name": "fednova", "aggregation": "krum"},
         training={"optimizer": "adam"},
-        privacy={"level": "differential_privacy"},
+        privacy=LEVELS["differential_privacy"],
         min_sites=2,
     )
     for part in (

@@ -58,7 +58,7 @@ def test_the_least_is_enough(experiment: Path) -> None:
     assert config.algorithm.name == FederatedAlgorithm.FEDAVG.value
     assert config.aggregator().method == AggregationMethod.WEIGHTED_AVERAGE.value
     assert config.model.type == ModelType.CNN.value
-    assert config.privacy.level is PrivacyLevel.NONE
+    assert config.privacy.level == PrivacyLevel.NONE.value
     assert (config.participation.sites, config.min_sites, config.seed) == (None, None, 0)
 
 
@@ -92,7 +92,7 @@ def test_participants_are_all_or_named(experiment: Path, sites: object, expected
         ({"model": {"type": "mlp"}}, "model.type: there is no model 'mlp'; available: cnn"),
         (
             {"privacy": {"level": "some"}},
-            "Input should be 'none', 'basic', 'differential_privacy' or 'secure_aggregation'",
+            "privacy: there is no level 'some'; there are: none, basic, differential_privacy, secure_",
         ),
         (
             {"algorithm": {"name": "fedprx"}},
@@ -104,7 +104,18 @@ def test_participants_are_all_or_named(experiment: Path, sites: object, expected
             {"algorithm": {"name": "fedavg", "aggregation": "medain"}},
             "algorithm.aggregation: there is no method 'medain'; did you mean 'median'?",
         ),
-        ({"privacy": {"level": "basic"}}, "'basic' is not available in this version"),
+        (
+            {"privacy": {"level": "basic", "clip_norm": 0}},
+            "privacy.clip_norm: Input should be greater than 0",
+        ),
+        (
+            {"privacy": {"level": "basic", "epsilon": 1}},
+            "privacy.epsilon: basic has no such option; there are: clip_norm, minimum_count",
+        ),
+        (
+            {"privacy": {"level": "basic"}, "compression": "int8"},
+            "compression: int8 with basic: what is rounded off in one round is sent with a later",
+        ),
         (
             {"participation": {"sites": ["factory-1", "factory-2"]}, "min_sites": 3},
             "min_sites is 3, but only 2 sites participate",

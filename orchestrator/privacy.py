@@ -1,0 +1,98 @@
+"""The section `privacy` of an experiment: what is done to updates before they leave a site."""
+
+from typing import Annotated, Final, Literal, NotRequired, TypedDict
+
+from pydantic import BeforeValidator, Field
+
+from core.privacy import Basic, PrivacySettings, Unit
+from orchestrator.choices import parse_choice
+from orchestrator.section import Section
+
+
+class NoPrivacy(Section):
+    """Updates leave a site as they are."""
+
+    level: Literal["none"] = "none"
+
+
+class BasicPrivacy(Section):
+    """Updates are shortened and small groups are not told of; no formal guarantee.
+
+    Attributes:
+        clip_norm: Longest change of the parameters that a site sends (l2 norm).
+        minimum_count: The fewest rows that a count may be over.
+    """
+
+    level: Literal["basic"]
+    clip_norm: float = Field(default=1.0, gt=0)
+    minimum_count: int = Field(default=10, ge=1, le=50)
+
+
+class DifferentialPrivacy(Section):
+    """Sites train with DP-SGD; the noise follows from the guarantee and each site's data.
+
+    Attributes:
+        epsilon: ε of all rounds together, for one unit at one site.
+        delta: δ likewise: well below one over the units of a site.
+        clip_norm: Longest gradient of one unit (l2 norm).
+        unit: Whose presence is hidden: one training window, or all those of one machine.
+    """
+
+    level: Literal["differential_privacy"]
+    epsilon: float = Field(gt=0)
+    delta: float = Field(default=1e-5, gt=0, lt=1)
+    clip_norm: float = Field(default=1.0, gt=0)
+    unit: Unit = "window"
+
+
+class SecureAggregation(Section):
+    """The orchestrator learns the sum of the updates and no single one.
+
+    Attributes:
+        threshold: How many of a round's sites must last to its end; by default ⌊2n/3⌋ + 1 of n,
+            safe against an orchestrator that lies. Fewer, but more than half, only where every
+            site's operator allows it.
+        max_change: Largest change of one parameter in a round.
+        max_samples: Most windows that a site trains on.
+    """
+
+    level: Literal["secure_aggregation"]
+    threshold: int | None = Field(default=None, ge=2)
+    max_change: float = Field(default=16.0, gt=0)
+    max_samples: int = Field(default=2**20, ge=1)
+
+
+_LEVELS: Final[dict[str, type[Section]]] = {
+    "none": NoPrivacy,
+    "basic": BasicPrivacy,
+    "differential_privacy": DifferentialPrivacy,
+    "secure_aggregation": SecureAggregation,
+}
+
+
+def _settings(value: object) -> Section:
+    if isinstance(value, dict):
+        value = {"level": "none", **value}
+    return parse_choice(value, _LEVELS, tag="level", noun="level")
+
+
+Privacy = Annotated[
+    NoPrivacy | BasicPrivacy | DifferentialPrivacy | SecureAggregation, BeforeValidator(_settings)
+]
+"""The section `privacy`: a level, and the settings that go with it."""
+
+
+class PlanSettings(TypedDict):
+    """What a plan says of privacy beyond its level; nothing where there is nothing to say."""
+
+    privacy: NotRequired[PrivacySettings]
+
+
+def plan_settings(privacy: Privacy) -> PlanSettings:
+    """Give the section as a plan has it."""
+    if isinstance(privacy, BasicPrivacy):
+        settings = Basic(
+            level="basic", clip_norm=privacy.clip_norm, minimum_count=privacy.minimum_count
+        )
+        return PlanSettings(privacy=settings)
+    return PlanSettings()
