@@ -92,7 +92,7 @@ def test_participants_are_all_or_named(experiment: Path, sites: object, expected
         ({"model": {"type": "mlp"}}, "model.type: there is no model 'mlp'; available: cnn"),
         (
             {"privacy": {"level": "some"}},
-            "privacy: there is no level 'some'; there are: none, basic, differential_privacy, secure_",
+            "privacy: there is no level 'some'; there are: none, basic, differential_privacy",
         ),
         (
             {"algorithm": {"name": "fedprx"}},
