@@ -6,7 +6,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from core.messages import PlanProposal
-    from core.privacy import Basic
+    from core.privacy import Basic, DifferentialPrivacy
 
 
 def privacy_in_words(proposal: "PlanProposal") -> str:
@@ -31,4 +31,21 @@ Whoever has an update
 can try to reconstruct rows from it. It costs no privacy budget, for there is none at this level."""
 
 
-_WORDS: "Mapping[str, Callable[[PlanProposal], str]]" = {"none": _none, "basic": _basic}
+def _differential_privacy(proposal: "PlanProposal") -> str:
+    asked: DifferentialPrivacy = proposal["privacy"]  # type: ignore[assignment]
+    unit, whose = asked["unit"], _UNITS[asked["unit"]]
+    return f"""\
+differential_privacy. Whether the model was trained with or without {whose}
+can hardly be told from what leaves: ε = {asked["epsilon"]:g} per {unit} at δ = {asked["delta"]:g}, all \
+{proposal["rounds"]} rounds together.
+Gradients are shortened to {asked["clip_norm"]:g} per {unit} and secret noise is added here. The \
+guarantee is for
+the training part; evaluation counts the windows of the other two parts without noise."""
+
+
+_UNITS = {"window": "any one window", "machine": "any one machine's windows"}
+_WORDS: "Mapping[str, Callable[[PlanProposal], str]]" = {
+    "none": _none,
+    "basic": _basic,
+    "differential_privacy": _differential_privacy,
+}
