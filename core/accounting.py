@@ -1,9 +1,9 @@
 """What differentially private training costs: the accounting of a Poisson-sampled Gaussian.
 
 In one step each unit is taken with probability q, what the units taken give is shortened to a norm
-C and added up, and Gaussian noise of standard deviation σ C is added. The Rényi divergence of a step
-at the orders α is a list of numbers; the lists of steps add up, whatever their sequence, plan or
-researcher; and ε at a δ follows from their sum. That exact additivity is why it is what is enforced.
+C and added up, and Gaussian noise of standard deviation σ C is added. The Rényi divergence of a
+step at the orders α is a list of numbers; the lists of steps add up, whatever their sequence, plan
+or researcher; and ε at a δ follows from their sum. That it adds up exactly is why it is enforced.
 
 The numbers are Opacus': Mironov, Talwar & Zhang, 2019, https://arxiv.org/abs/1908.10530 for a step,
 and Balle et al., AISTATS 2020, https://arxiv.org/abs/1905.09982, theorem 21, for ε. Opacus takes
@@ -172,7 +172,7 @@ def _epsilon_at(totals: Sequence[float], delta: float) -> float:
     from opacus.accountants.analysis.rdp import get_privacy_spent  # noqa: PLC0415 - as above
 
     with warnings.catch_warnings():
-        # That the first or last order is the best: a bound all the same, where nobody asks for more.
+        # That the first or last order is the best: a bound all the same.
         warnings.filterwarnings("ignore", message="Optimal order is")
         found, _ = get_privacy_spent(orders=ORDERS, rdp=totals, delta=delta)
     return max(0.0, float(found))

@@ -17,7 +17,7 @@ from pydantic import Field, with_config
 from typing_extensions import TypedDict
 
 from core.fields import STRICT, Count, Fraction, Positive, Text
-from core.privacy import PrivacySettings, Unit
+from core.privacy import PrivacySettings, Unit  # noqa: TC001 - pydantic reads them
 
 Parameters = dict[str, torch.Tensor]
 """A model's full `state_dict`, detached, on the CPU."""
@@ -434,7 +434,6 @@ Reply = (
     SiteDescription
     | PlanDecision
     | SensorStatistics
-    | PrivacyUnits
     | PrivacyAccount
     | ClientUpdate
     | EvaluationReport
@@ -442,4 +441,7 @@ Reply = (
     | PlansPage
     | Failure
 )
-Message = Request | Reply
+Inside = PrivacyUnits
+"""What the parts of a site tell each other, and nobody else."""
+
+Message = Request | Reply | Inside

@@ -22,6 +22,8 @@ from datasite.privacy_rows import BudgetRow, EventRow, MechanismRow
 if TYPE_CHECKING:  # at run time it would bring PyTorch with it, which a command can do without
     from collections.abc import Sequence
 
+    from sqlalchemy import Select
+
     from core.privacy import DifferentialPrivacy
     from datasite.ledger import Ledger
     from datasite.plans import Plan
@@ -220,6 +222,7 @@ class Budgets:
         connection.execute(
             _PAY,
             {
+                "seq": None,  # the next
                 "at": now(),
                 "dataset": plan.proposal["dataset"],
                 "data_version": plan.proposal["dataset_version"],
@@ -230,7 +233,9 @@ class Budgets:
         )
         return cost
 
-    def _rows(self, statement: Any, connection: Executes | None, **values: object) -> Sequence[Any]:
+    def _rows(
+        self, statement: Select[Any], connection: Executes | None, **values: object
+    ) -> Sequence[Any]:
         if connection is None:
             return self._ledger.rows(statement, **values)
         return cast("Sequence[Any]", connection.execute(statement, values).all())

@@ -26,7 +26,8 @@ from datasite.seals import Seals
 from datasite.statements import Driven
 from datasite.usage import Usage
 
-WorkRequest = TrainRequest | EvaluateRequest | StatisticsRequest | PrivacyRequest
+DataRequest = TrainRequest | EvaluateRequest | StatisticsRequest
+WorkRequest = DataRequest | PrivacyRequest
 WORK: Final = frozenset({"train", "evaluate", "statistics", "privacy_account"})
 """The kinds of requests that need an approved plan."""
 

@@ -1,4 +1,4 @@
-"""How a site keeps a plan's (ε, δ): which share of its units a step takes, and how much noise it adds.
+"""How a site keeps a plan's (ε, δ): which share of its units a step takes, and how much noise.
 
 It follows from the plan and from how many units the training part has, which everybody may know.
 """

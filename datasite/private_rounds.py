@@ -143,7 +143,10 @@ def account_of(
         delta=settings["delta"],
         rounds_trained=trained,
         rounds_left=left,
-        **mechanism,
+        units=mechanism["units"],
+        sample_rate=mechanism["sample_rate"],
+        steps=mechanism["steps"],
+        noise_multiplier=mechanism["noise_multiplier"],
     )
 
 

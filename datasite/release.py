@@ -26,7 +26,7 @@ from core.exceptions import SecurityError
 from core.messages import Message, ScoreCounts
 from core.models import model_layout
 from core.packing import TENSOR_FIELDS, Entries
-from datasite.fields import FIELDS, METRICS, PRIVATE_METRICS, excess_of
+from datasite.fields import FIELDS, METRICS, excess_of
 from datasite.training.objectives import PROBE
 
 if TYPE_CHECKING:

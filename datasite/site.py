@@ -44,7 +44,7 @@ from core.wire import Parcel
 from datasite import audit
 from datasite.caller import Caller, require_may_ask
 from datasite.configuration import SiteConfig
-from datasite.consent import WORK, Consent, Grant, WorkRequest, facts_of
+from datasite.consent import WORK, Consent, DataRequest, Grant, WorkRequest, facts_of
 from datasite.entries import entry, summary, worked
 from datasite.failures import as_failure, unexpected
 from datasite.fields import METRICS, PRIVATE_METRICS
@@ -299,7 +299,7 @@ class FactoryDataSite(DataSiteInterface):
         return self._states.find(plan.plan_id, message["state_round"])
 
     def _perform(
-        self, dataset: Dataset, assignment: Assignment, message: WorkRequest, watch: Watch
+        self, dataset: Dataset, assignment: Assignment, message: DataRequest, watch: Watch
     ) -> tuple[Message, Done]:
         """Have the trainer do it; what may leave the site. Called within `_turn`."""
         if self._trainer is None:

@@ -98,5 +98,12 @@ def plan_settings(privacy: Privacy) -> PlanSettings:
         )
         return PlanSettings(privacy=settings)
     if isinstance(privacy, DifferentialPrivacy):
-        return PlanSettings(privacy=PlanOfDifferentialPrivacy(**privacy.model_dump()))
+        private = PlanOfDifferentialPrivacy(
+            level="differential_privacy",
+            epsilon=privacy.epsilon,
+            delta=privacy.delta,
+            clip_norm=privacy.clip_norm,
+            unit=privacy.unit,
+        )
+        return PlanSettings(privacy=private)
     return PlanSettings()

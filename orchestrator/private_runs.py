@@ -30,9 +30,7 @@ def preprocessing_of(schema: DataSchema, weighting: ClassWeight) -> Preprocessin
     Of a category, whose features are 0 or 1, the scale is ½: the largest deviation that they can
     have. The class weight comes from `label.rate`.
     """
-    categories = {
-        f"{column.name}={value}" for column in schema.columns for value in column.values
-    }
+    categories = {f"{column.name}={value}" for column in schema.columns for value in column.values}
     rate = schema.label.rate
     return Preprocessing(
         mean=[(low + high) / 2 for low, high in schema.ranges],
@@ -128,11 +126,12 @@ def spent_in_words(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
 def _account(site_id: str, account: PrivacyAccount) -> list[str]:
     unit, budget = account["unit"], account.get("budget")
     rounds = account["rounds_trained"] + account["rounds_left"]
-    lines = [
+    whole = (
         f"{site_id}: ε = {account['epsilon']:g} per {unit} at δ = {account['delta']:g} for the "
         f"whole run; noise σ = {account['noise_multiplier']:.3f}, {account['steps']} steps a round "
         f"on {account['units']:,} {unit}s"
-    ]
+    )
+    lines = [whole]
     if budget is None:
         lines.append(f"{site_id}: no budget: its data are the researcher's own")
     else:

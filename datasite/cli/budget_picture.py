@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
 from matplotlib.figure import Figure
 
 from core.exceptions import ConfigurationError
@@ -54,11 +54,13 @@ def _draw_spending(axes: "Axes", found: "Spending") -> None:
         axes.set_xticks([])
         axes.text(0.5, 0.5, "nothing was spent", ha="center", transform=axes.transAxes)
     else:
-        locator = AutoDateLocator()
+        locator = AutoDateLocator()  # type: ignore[no-untyped-call]
         axes.xaxis.set_major_locator(locator)
-        axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+        formatter = ConciseDateFormatter(locator)  # type: ignore[no-untyped-call]
+        axes.xaxis.set_major_formatter(formatter)
         axes.set_xlabel("time (UTC)")
-        end = _time(steps[-1].at)
+        axes.xaxis_date()
+        end = date2num(_time(steps[-1].at))  # type: ignore[no-untyped-call]
         _step_line(axes, [(step.at, step.epsilon) for step in steps], end, "all plans", "black")
         for number, plan in enumerate(found.plans[-_MOST_PLANS:]):
             own = [(step.at, step.of_plan) for step in steps if step.plan_id == plan.plan_id]
@@ -75,9 +77,9 @@ def _draw_spending(axes: "Axes", found: "Spending") -> None:
 
 
 def _step_line(
-    axes: "Axes", points: list[tuple[str, float]], end: datetime, label: str, colour: str
+    axes: "Axes", points: list[tuple[str, float]], end: float, label: str, colour: str
 ) -> None:
-    times = [_time(at) for at, _ in points]
+    times = [date2num(_time(at)) for at, _ in points]  # type: ignore[no-untyped-call]
     values = [value for _, value in points]
     axes.step(
         [times[0], *times, end],

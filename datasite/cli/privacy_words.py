@@ -33,17 +33,16 @@ can try to reconstruct rows from it. It costs no privacy budget, for there is no
 
 def _differential_privacy(proposal: "PlanProposal") -> str:
     asked: DifferentialPrivacy = proposal["privacy"]  # type: ignore[assignment]
-    unit, whose = asked["unit"], _UNITS[asked["unit"]]
+    unit, rounds = asked["unit"], proposal["rounds"]
+    cost = f"ε = {asked['epsilon']:g} per {unit} at δ = {asked['delta']:g}, all {rounds} rounds"
     return f"""\
-differential_privacy. Whether the model was trained with or without {whose}
-can hardly be told from what leaves: ε = {asked["epsilon"]:g} per {unit} at δ = {asked["delta"]:g}, all \
-{proposal["rounds"]} rounds together.
-Gradients are shortened to {asked["clip_norm"]:g} per {unit} and secret noise is added here. The \
-guarantee is for
-the training part; evaluation counts the windows of the other two parts without noise."""
+differential_privacy. Whether the model was trained with or without {_WHOSE[unit]}
+can hardly be told from what leaves: {cost} together.
+Gradients are shortened to {asked["clip_norm"]:g} per {unit}, and secret noise is added here.
+The guarantee is for the training part: the two parts for evaluation are counted without noise."""
 
 
-_UNITS = {"window": "any one window", "machine": "any one machine's windows"}
+_WHOSE = {"window": "any one window", "machine": "the windows of any one machine"}
 _WORDS: "Mapping[str, Callable[[PlanProposal], str]]" = {
     "none": _none,
     "basic": _basic,

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from datasite.training.objectives import Objective
     from datasite.training.tensors import Tensors
 
-_ROOM_BYTES: Final = 2**27
+_ROOM_BYTES: Final = 2**26
 """For the gradients of the examples that are looked at together."""
 
 _WINDOWS_OF_A_MACHINE: Final = 64
@@ -146,10 +146,12 @@ def fit_privately(
             chosen = secret.chosen(mechanism["units"], mechanism["sample_rate"])
             for batch in units.batches(chosen, optimizer.room):
                 labels = data.labels[batch.windows]
-                logits = hooked(data.windows(data.starts[batch.windows]))
+                # Hooks on a layer's gradient warn where its input has none.
+                inputs = data.windows(data.starts[batch.windows]).requires_grad_()
+                logits = hooked(inputs)
                 each = weights[labels] * losses(logits, labels, settings["focal_gamma"])
                 shares = torch.bincount(batch.owners, minlength=batch.units)[batch.owners]
-                (each / shares).sum().backward()
+                (each / shares).sum().backward()  # type: ignore[no-untyped-call]
                 optimizer.take(batch)
             optimizer.make_gradient()
             objective.correct_gradients(model)
