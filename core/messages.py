@@ -17,7 +17,7 @@ from pydantic import Field, with_config
 from typing_extensions import TypedDict
 
 from core.fields import STRICT, Count, Fraction, Positive, Text
-from core.privacy import PrivacySettings  # noqa: TC001 - pydantic reads it off the class
+from core.privacy import PrivacySettings, Unit  # noqa: TC001 - pydantic reads them
 
 Parameters = dict[str, torch.Tensor]
 """A model's full `state_dict`, detached, on the CPU."""
@@ -188,6 +188,63 @@ class SensorStatistics(TypedDict):
 
 
 @with_config(STRICT)
+class PrivacyRequest(TypedDict):
+    """What does the plan's differential privacy cost at your site, and what is left of the budget?
+
+    The noise follows from how many units the site has, which it counts at the first such request,
+    within `deadline_s` seconds; from then on it stays the same for the plan.
+    """
+
+    kind: Literal["privacy_account"]
+    plan_id: Text
+    deadline_s: Positive
+
+
+@with_config(STRICT)
+class PrivacyUnits(TypedDict):
+    """What the trainer counts for the site, which computes the noise; it never leaves the site."""
+
+    kind: Literal["privacy_units"]
+    datasite_id: str
+    units: Count
+
+
+@with_config(STRICT)
+class BudgetState(TypedDict):
+    """What may be told of a dataset's units all in all, and what was: ε at `delta`."""
+
+    epsilon: Positive
+    delta: Positive
+    spent: Annotated[float, Field(ge=0.0)]
+
+
+@with_config(STRICT)
+class PrivacyAccount(TypedDict):
+    """Answer to `PrivacyRequest`: the plan's mechanism at this site, and what can be paid for.
+
+    The plan costs (`epsilon`, `delta`) for each of `units` units, when all its rounds are trained:
+    `steps` a round, in each of which a unit is taken with probability `sample_rate`, and noise of
+    `noise_multiplier` times the clipping norm is added. `rounds_trained` rounds were paid for under
+    the plan so far, and `rounds_left` more can be, by the plan and by the dataset's `budget`; a
+    simulated site has none. One reading lies in up to `windows_per_reading` windows.
+    """
+
+    kind: Literal["privacy_spent"]
+    datasite_id: str
+    unit: Unit
+    units: Count
+    windows_per_reading: Annotated[int, Field(ge=1)]
+    noise_multiplier: Positive
+    sample_rate: Annotated[float, Field(gt=0.0, le=1.0)]
+    steps: Annotated[int, Field(ge=1)]
+    epsilon: Positive
+    delta: Positive
+    rounds_trained: Count
+    rounds_left: Count
+    budget: NotRequired[BudgetState]
+
+
+@with_config(STRICT)
 class TrainRequest(TypedDict):
     """Fit the plan's model, starting from `parameters`, for one round.
 
@@ -221,8 +278,9 @@ class ClientUpdate(TypedDict):
     `num_samples` is how many windows were trained on (the site's claim), `num_steps` how many
     optimiser steps were really done. `metrics` has `train_loss` (mean over the last epoch) and
     `fit_s` (wall time of the fit); and, where the plan's data are not the first version of their
-    dataset, `psi.<column>`, how far the column has drifted from it (see `core.drift`). `control`
-    answers a request's (SCAFFOLD: the change of c_k).
+    dataset, `psi.<column>`, how far the column has drifted from it (see `core.drift`). Under
+    differential privacy it has `fit_s` alone, since the others tell of rows. `control` answers a
+    request's (SCAFFOLD: the change of c_k).
     `compression` is the request's: the parameters start from those received, `control` from 0.
     """
 
@@ -366,6 +424,7 @@ Request = (
     | PlanProposal
     | PlanQuery
     | StatisticsRequest
+    | PrivacyRequest
     | TrainRequest
     | EvaluateRequest
     | AuditRequest
@@ -375,10 +434,14 @@ Reply = (
     SiteDescription
     | PlanDecision
     | SensorStatistics
+    | PrivacyAccount
     | ClientUpdate
     | EvaluationReport
     | AuditPage
     | PlansPage
     | Failure
 )
-Message = Request | Reply
+Inside = PrivacyUnits
+"""What the parts of a site tell each other, and nobody else."""
+
+Message = Request | Reply | Inside

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, TypeGuard, get_args
 
 from pydantic import Field, with_config
 from typing_extensions import TypedDict
@@ -11,6 +11,8 @@ from core.fields import STRICT, Count, Positive, Text
 
 Unit = Literal["window", "machine"]
 """Whose presence differential privacy hides: one training window, or all those of a machine."""
+
+UNITS: Final[tuple[Unit, ...]] = get_args(Unit)
 
 Weighting = Literal["samples", "equal", "normalised"]
 """By what a site multiplies its change before it masks it.
@@ -76,6 +78,11 @@ class SecureAggregation(TypedDict):
 PrivacySettings = Annotated[
     Basic | DifferentialPrivacy | SecureAggregation, Field(discriminator="level")
 ]
+
+
+def is_private(privacy: PrivacySettings | None) -> TypeGuard[DifferentialPrivacy]:
+    """Tell whether the settings are those of differential privacy."""
+    return privacy is not None and privacy["level"] == "differential_privacy"
 
 
 def smallest_group(privacy: PrivacySettings | None) -> int:

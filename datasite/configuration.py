@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, EmailStr, Field, SecretStr, model_va
 from core.configuration import load_yaml
 from core.enums import PrivacyLevel
 from core.exceptions import ConfigurationError
+from core.privacy import Unit
 from datasite.approvers import SCRYPT_FORM
 from datasite.modes import private_directory, require_private_tree, require_secret
 
@@ -166,6 +167,20 @@ class Release(_Strict):
     minimum_count: int = Field(default=5, ge=1, le=50)
 
 
+class Budget(_Strict):
+    """What may be told of one unit of a dataset, by all that is ever trained on it.
+
+    Attributes:
+        epsilon: ε, all rounds of all plans together.
+        delta: δ at which it is counted: well below one over the units.
+        unit: Whose presence is hidden: one training window, or all those of one machine.
+    """
+
+    epsilon: float = Field(gt=0, allow_inf_nan=False)
+    delta: float = Field(gt=0, lt=1)
+    unit: Unit = "window"
+
+
 class SiteConfig(_Strict):
     """Everything in `site.yaml`; a relative path starts at the file's own folder.
 
@@ -179,6 +194,8 @@ class SiteConfig(_Strict):
         plan_days: Days until an approved plan expires.
         approvals: How many persons must approve a plan that no rule decides.
         approvers: Who they are. Where there are some, nobody else approves.
+        budget: The privacy budget of each dataset, unless `datasite budget set` gave it another;
+            without one, plans with differential privacy are not worked on.
     """
 
     site_id: SiteId
@@ -193,6 +210,7 @@ class SiteConfig(_Strict):
     approvers: tuple[Approver, ...] = ()
     training: Training = Training()
     release: Release = Release()
+    budget: Budget | None = None
 
     def accounts(self) -> dict[str, Credentials]:
         """Give the accounts that are named, by where: `operator`, `researchers[0]`."""

@@ -8,10 +8,16 @@ the operator revokes meanwhile is neither kept nor answered.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final, TypeGuard
 
 from core.codehash import installed_code_hash
-from core.messages import EvaluateRequest, Message, StatisticsRequest, TrainRequest
+from core.messages import (
+    EvaluateRequest,
+    Message,
+    PrivacyRequest,
+    StatisticsRequest,
+    TrainRequest,
+)
 from datasite.caller import Caller
 from datasite.plans import Plan
 from datasite.records import Records
@@ -20,7 +26,10 @@ from datasite.seals import Seals
 from datasite.statements import Driven
 from datasite.usage import Usage
 
-WorkRequest = TrainRequest | EvaluateRequest | StatisticsRequest
+DataRequest = TrainRequest | EvaluateRequest | StatisticsRequest
+WorkRequest = DataRequest | PrivacyRequest
+WORK: Final = frozenset({"train", "evaluate", "statistics", "privacy_account"})
+"""The kinds of requests that need an approved plan."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -66,7 +75,7 @@ class Consent:
             DataError: The plan's data are not registered any more.
         """
         plan = self._plans.require_approved(request["plan_id"], caller)
-        if request["kind"] != "statistics":
+        if is_of_a_round(request):
             self._plans.require_covers(plan, request)
         agreed = plan.proposal
         dataset = self._registry.find(agreed["dataset"], agreed["dataset_version"])
@@ -79,7 +88,7 @@ class Consent:
         Raises:
             PlanError: The plan is used up, or the run has another preprocessing.
         """
-        if grant.request["kind"] != "statistics":
+        if is_of_a_round(grant.request):
             sha256 = self._usage.require_left(grant.plan, grant.request)
             grant.facts["preprocessing"] = sha256
 
@@ -101,7 +110,7 @@ class Consent:
         with self._ledger.transaction() as connection:
             self._plans.require_standing(grant.plan.plan_id, connection)
             yield connection
-        if grant.request["kind"] != "statistics" and reply["kind"] != "failure":
+        if is_of_a_round(grant.request) and reply["kind"] != "failure":
             self._usage.note(grant.plan.plan_id, grant.request, grant.facts["preprocessing"])
 
 
@@ -112,6 +121,11 @@ def facts_of(plan: Plan, request: WorkRequest) -> dict[str, Any]:
         "data_version": plan.proposal["dataset_version"],
         "code_hash": installed_code_hash(),
     }
-    if request["kind"] != "statistics":
+    if is_of_a_round(request):
         facts["round_num"] = request["round_num"]
     return facts
+
+
+def is_of_a_round(request: WorkRequest) -> TypeGuard[TrainRequest | EvaluateRequest]:
+    """Tell whether a request is one of those that a plan has in each round."""
+    return request["kind"] in {"train", "evaluate"}

@@ -10,6 +10,7 @@ from core.evaluation import BINS
 from core.exceptions import FederatedLearningError
 from core.jsontext import as_json
 from core.plans import PlanStatus
+from core.privacy import UNITS
 from datasite.failures import LONGEST_MESSAGE
 
 Bound = Callable[[Any], bool]
@@ -82,6 +83,9 @@ _REPLY: Final[Mapping[str, Bound]] = {"kind": _NAME, "datasite_id": _text(63)}
 METRICS: Final = frozenset({"train_loss", "fit_s"})
 """Mean loss of the last epoch and seconds of the fit; beside them the drift, `psi.<column>`."""
 
+PRIVATE_METRICS: Final = frozenset({"fit_s"})
+"""Under differential privacy: neither the loss nor the drift, which are computed from the rows."""
+
 _SCORES: Final[Mapping[str, Bound]] = {
     "count": _count,
     "loss_total": _number,
@@ -146,6 +150,20 @@ FIELDS: Final[Mapping[str, Mapping[str, Bound]]] = MappingProxyType(
             "total_of_squares": _listed(_number, _MOST_FEATURES),
             "label_counts": _counts(2),
             "withheld": _listed(_one_of("label_counts"), 1),
+        },
+        "privacy_spent": {
+            **_REPLY,
+            "unit": _one_of(*UNITS),
+            "units": _count,
+            "windows_per_reading": _count,
+            "noise_multiplier": _number,
+            "sample_rate": _number,
+            "steps": _count,
+            "epsilon": _number,
+            "delta": _number,
+            "rounds_trained": _count,
+            "rounds_left": _count,
+            "budget": _of({"epsilon": _number, "delta": _number, "spent": _number}),
         },
         "update": {
             **_REPLY,

@@ -7,11 +7,20 @@ from core.enums import Compression, PrivacyLevel
 from core.exceptions import ConfigurationError, PlanError
 from core.messages import PlanProposal
 from core.models import available_models
+from core.schema import DataSchema
 from datasite.configuration import Rule
+from datasite.mechanism import privately
 from datasite.training.objectives import available_algorithms
 
-LEVELS: Final = (PrivacyLevel.NONE.value, PrivacyLevel.BASIC.value)
+LEVELS: Final = (
+    PrivacyLevel.NONE.value,
+    PrivacyLevel.BASIC.value,
+    PrivacyLevel.DIFFERENTIAL_PRIVACY.value,
+)
 """The privacy levels that a plan may name."""
+
+_PRIVATE_ALGORITHMS: Final = ("fedavg", "fedprox")
+"""What can be trained with differential privacy: what they add to a gradient looks at no data."""
 
 
 def require_offered(proposal: PlanProposal, *, site_id: str) -> None:
@@ -46,6 +55,27 @@ def require_offered(proposal: PlanProposal, *, site_id: str) -> None:
             "clip_norm; choose none or zstd",
             site_id=site_id,
         )
+
+
+def require_private(proposal: PlanProposal, schema: DataSchema, *, site_id: str) -> None:
+    """Do nothing when differential privacy, if it is asked for, can be kept with such data.
+
+    Raises:
+        PlanError: By the algorithm, the settings or the schema it cannot.
+    """
+    settings = privately(proposal)
+    if settings is None:
+        return
+    algorithm = proposal["algorithm"]["name"]
+    if algorithm not in _PRIVATE_ALGORITHMS:
+        why = f"is not proven for {algorithm!r}; choose {' or '.join(_PRIVATE_ALGORITHMS)}"
+    elif proposal["training"]["gradient_clip"] is not None:
+        why = "shortens gradients to its own clip_norm; leave out gradient_clip"
+    elif settings["unit"] == "machine" and schema.machine is None:
+        why = f"cannot protect each machine, for {schema.name!r} names no column of machines"
+    else:
+        return
+    raise PlanError(f"{site_id}: differential_privacy {why}", site_id=site_id)
 
 
 def require_known(policy: Sequence[Rule]) -> None:

@@ -6,6 +6,7 @@ Opening them imports neither PyTorch nor pandas, so that a command answers at on
 from dataclasses import dataclass
 from typing import Self
 
+from datasite.budgets import Budgets
 from datasite.configuration import SiteConfig, open_state
 from datasite.ledger import Ledger
 from datasite.plans import Plans
@@ -23,6 +24,7 @@ class Records:
     ledger: Ledger
     registry: Registry
     plans: Plans
+    budgets: Budgets
 
     @classmethod
     def open(cls, config: SiteConfig) -> Self:
@@ -46,4 +48,5 @@ class Records:
                 approvers=[approver.name for approver in config.approvers],
                 site_id=config.site_id,
             ),
+            budgets=Budgets(ledger, default=config.budget, site_id=config.site_id),
         )

@@ -59,6 +59,7 @@ class Terms:
         minimum_count: The fewest rows that a number may be about.
         schema: Of the plan's data.
         drift: The metrics of drift that belong to the plan's data.
+        metrics: Which others an update may have.
         round_num: The request's; None where it has none.
         model: The plan's; None where no parameters are asked for.
     """
@@ -67,6 +68,7 @@ class Terms:
     minimum_count: int
     schema: DataSchema
     drift: Mapping[str, float] = field(default_factory=dict)
+    metrics: frozenset[str] = METRICS
     round_num: int | None = None
     model: ModelSpec | None = None
 
@@ -147,7 +149,7 @@ def _again(message: Message, left: Message, reply: Parcel) -> Released:
 
 
 def _require_known(metrics: Mapping[str, float], terms: Terms) -> None:
-    others = {name: value for name, value in metrics.items() if name not in METRICS}
+    others = {name: value for name, value in metrics.items() if name not in terms.metrics}
     unknown = sum(terms.drift.get(name) != value for name, value in others.items())
     if unknown:
         raise SecurityError(

@@ -3,7 +3,8 @@
 A small body lies in the ledger. A large one lies in a file beside it, because the ledger takes
 much longer over it: the file is written before the ledger's row, over that of an older round,
 whose room it takes. The row has its hash. So a body that a power cut left unfinished is none, and
-the round is trained again, to the same parameters.
+the round is trained again, to the same parameters; except where that would cost privacy again: then
+the file is brought to disk first.
 """
 
 import os
@@ -65,14 +66,23 @@ class Replies:
             return None
         return Parcel(bytes(row.head), body, bytes(row.body_hash))
 
-    def keep(self, connection: Executes, answers: Answers, reply: Parcel) -> None:
+    def keep(
+        self, connection: Executes, answers: Answers, reply: Parcel, *, is_paid: bool = False
+    ) -> None:
         """Store a reply within the caller's transaction, instead of one to another request.
+
+        Args:
+            connection: The transaction's.
+            answers: Which request.
+            reply: The reply.
+            is_paid: It costs privacy, and so is on disk before the transaction ends, for good: to
+                train again would cost as much again.
 
         Raises:
             DataSiteError: There is no room for it.
         """
         is_large = len(reply.body) > _LARGE_BYTES
-        file = self._write(answers, reply.body) if is_large else None
+        file = self._write(answers, reply.body, is_paid=is_paid) if is_large else None
         row = {
             **answers,
             "head": reply.head,
@@ -98,7 +108,7 @@ class Replies:
             self._newest_of[key] = -1 if rows[0][0] is None else int(rows[0][0])
         return self._newest_of[key]
 
-    def _write(self, answers: Answers, body: Buffer) -> str:
+    def _write(self, answers: Answers, body: Buffer, *, is_paid: bool) -> str:
         """Write a body over that of a round whose row goes; the file's name."""
         slot = answers["round_num"] % (_ROUNDS_KEPT + 1)
         name = f"{answers['plan_id'][:32]}-{answers['kind']}-{slot}"
@@ -110,6 +120,9 @@ class Replies:
                 while view:
                     view = view[os.write(descriptor, view) :]
                 os.ftruncate(descriptor, len(body))
+                if is_paid:
+                    os.fsync(descriptor)
+                    _sync(self._folder)
             finally:
                 os.close(descriptor)
         except OSError as exc:
@@ -136,6 +149,15 @@ class Replies:
             return (self._folder / name).read_bytes()
         except OSError:
             return b""  # which is not what the row names
+
+
+def _sync(folder: Path) -> None:
+    """Have the folder's entries on disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _plan_of(name: str) -> str:

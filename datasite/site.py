@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, cast
 
 from loguru import logger
 
@@ -37,20 +37,23 @@ from core.messages import (
     TrainRequest,
 )
 from core.models import available_models
-from core.privacy import PrivacySettings, smallest_group
+from core.privacy import PrivacySettings, is_private, smallest_group
 from core.schema import DataSchema
 from core.version import VERSION
 from core.wire import Parcel
 from datasite import audit
 from datasite.caller import Caller, require_may_ask
 from datasite.configuration import SiteConfig
-from datasite.consent import Consent, Grant, WorkRequest, facts_of
+from datasite.consent import WORK, Consent, DataRequest, Grant, WorkRequest, facts_of
+from datasite.entries import entry, summary, worked
 from datasite.failures import as_failure, unexpected
+from datasite.fields import METRICS, PRIVATE_METRICS
 from datasite.ledger import Ledger
 from datasite.local_training import LocalTraining
-from datasite.offers import require_known, require_offered
+from datasite.offers import require_known, require_offered, require_private
 from datasite.oversight import audit_page, plans_page
 from datasite.plans import Plan, Plans
+from datasite.private_rounds import PrivateRounds
 from datasite.records import OPERATOR, Records
 from datasite.registry import Dataset, Registry
 from datasite.release import Terms, released, require_listed
@@ -59,9 +62,6 @@ from datasite.states import NOTHING, States
 from datasite.trainer import Trainer, TrainerProcess, Watch, unwatched
 from datasite.training.objectives import available_algorithms
 from datasite.training.work import Assignment, Done, Job
-
-_MESSAGE_SHOWN: Final = 1000
-"""Characters of an error on the audit log: it may name what the request brought along."""
 
 
 def _own_process(config: SiteConfig) -> Trainer:
@@ -99,6 +99,7 @@ class FactoryDataSite(DataSiteInterface):
         self._opened.callback(records.ledger.close)
         self.ledger, self.registry, self.plans = records.ledger, records.registry, records.plans
         self._consent = Consent(records)
+        self._private = PrivateRounds(records.budgets, site_id=config.site_id)
         self._replies = Replies(self.ledger, config.state / "replies", site_id=config.site_id)
         self._states = States(self.ledger, site_id=config.site_id)
         self._trainer = self._start_trainer(config)
@@ -206,11 +207,12 @@ class FactoryDataSite(DataSiteInterface):
             case "propose":
                 dataset = self.registry.find(message["dataset"], message["dataset_version"])
                 require_offered(message, site_id=self.config.site_id)
+                require_private(message, dataset.schema, site_id=self.config.site_id)
                 plan = self.plans.propose(message, caller, rows=dataset.rows)
                 return self._told(plan.decision())
             case "plan_status":
                 return self._told(self.plans.query(message["plan_id"], caller).decision())
-            case "train" | "evaluate" | "statistics":
+            case "train" | "evaluate" | "statistics" | "privacy_account":
                 return self._work(message, request, caller)
             case kind:
                 raise DataSiteError(f"{self.config.site_id}: a {kind!r} message is no request")
@@ -237,13 +239,20 @@ class FactoryDataSite(DataSiteInterface):
         with self._turn(self._allowed_s(message)) as has_waited:
             if has_waited:
                 self._consent.require_standing(grant)
+            mechanism = self._private.mechanism(grant, partial(self._counted, grant, job))
+            if message["kind"] == "privacy_account":
+                account = self._private.account(grant, mechanism)
+                self._audit(caller.email, message["kind"], grant.plan.plan_id, account, grant.facts)
+                return self._told(account)
             if message["kind"] == "train":
+                if mechanism is not None:
+                    job["mechanism"] = mechanism
                 return self._train(grant, job, message, request, caller)
             self._consent.begin(grant)
             watch = partial(self._consent.require_standing, grant)
             reply, done = self._perform(grant.dataset, Assignment(job, request), message, watch)
             with self._consent.conclude(grant, reply) as connection:
-                audit.append(connection, _worked(grant, caller, reply, done))
+                audit.append(connection, worked(grant, caller, reply, done))
         return done.reply
 
     def _train(
@@ -255,21 +264,33 @@ class FactoryDataSite(DataSiteInterface):
         if stored is not None:
             return stored
         self._consent.begin(grant)
+        mechanism = job.get("mechanism")
+        self._private.require_room(grant, mechanism)
         state = self._state(grant.plan, message)
         watch = partial(self._consent.require_standing, grant)
         assignment = Assignment(job, request, state)
         reply, done = self._perform(grant.dataset, assignment, message, watch)
         with self._consent.conclude(grant, reply) as connection:
             if reply["kind"] == "update":
-                self._replies.keep(connection, answers, done.reply)
+                self._private.pay(connection, grant, mechanism, round_num)
+                is_paid = mechanism is not None
+                self._replies.keep(connection, answers, done.reply, is_paid=is_paid)
                 if done.state:
                     follows = message.get("state_round", NOTHING)
                     self._states.keep(connection, plan_id, round_num, done.state, follows=follows)
-            audit.append(connection, _worked(grant, caller, reply, done))
+            audit.append(connection, worked(grant, caller, reply, done))
         logger.bind(site_id=self.config.site_id, round_num=round_num).info(
-            "round {}: {}", round_num, _summary(reply)
+            "round {}: {}", round_num, summary(reply)
         )
         return done.reply
+
+    def _counted(self, grant: Grant, job: Job, request: Parcel) -> Parcel:
+        """Have the trainer count, for the site itself."""
+        if self._trainer is None:
+            raise DataSiteError(f"{self.config.site_id}: the site is closed")
+        watch = partial(self._consent.require_standing, grant)
+        assignment, deadline_s = Assignment(job, request), self.config.training.deadline_s
+        return self._trainer.perform(assignment, deadline_s=deadline_s, watch=watch).reply
 
     def _state(self, plan: Plan, message: TrainRequest) -> bytes:
         """Give what the site keeps for the plan's algorithm, as the request counts on it."""
@@ -278,7 +299,7 @@ class FactoryDataSite(DataSiteInterface):
         return self._states.find(plan.plan_id, message["state_round"])
 
     def _perform(
-        self, dataset: Dataset, assignment: Assignment, message: WorkRequest, watch: Watch
+        self, dataset: Dataset, assignment: Assignment, message: DataRequest, watch: Watch
     ) -> tuple[Message, Done]:
         """Have the trainer do it; what may leave the site. Called within `_turn`."""
         if self._trainer is None:
@@ -292,6 +313,7 @@ class FactoryDataSite(DataSiteInterface):
             ),
             schema=dataset.schema,
             drift=assignment.job["drift"],
+            metrics=PRIVATE_METRICS if is_private(assignment.job["privacy"]) else METRICS,
         )
         reply, parcel = released(done.reply, terms.of(message))
         return reply, done._replace(reply=parcel)
@@ -330,7 +352,7 @@ class FactoryDataSite(DataSiteInterface):
             sha256=dataset.sha256,
             schema=dataset.schema.model_dump(mode="json"),
             split=split,
-            drift=self.registry.drift(dataset),
+            drift={} if is_private(privacy) else self.registry.drift(dataset),
             privacy=privacy,
         )
 
@@ -338,7 +360,7 @@ class FactoryDataSite(DataSiteInterface):
         self, who: str, action: str, plan_id: str | None, reply: Message, detail: dict[str, Any]
     ) -> None:
         with self.ledger.transaction() as connection:
-            audit.append(connection, _entry(who, action, plan_id, reply, detail))
+            audit.append(connection, entry(who, action, plan_id, reply, detail))
 
     def _refuse(
         self, caller: Caller, message: Message | None, error: FederatedLearningError
@@ -356,29 +378,8 @@ class FactoryDataSite(DataSiteInterface):
         return reply
 
     def _facts(self, message: Message | None, caller: Caller) -> dict[str, Any]:
-        if message is None or message["kind"] not in {"train", "evaluate", "statistics"}:
+        if message is None or message["kind"] not in WORK:
             return {}
         request = cast("WorkRequest", message)
         plan = self.plans.own(request["plan_id"], caller)
         return {} if plan is None else facts_of(plan, request)
-
-
-def _worked(grant: Grant, caller: Caller, reply: Message, done: Done) -> audit.Entry:
-    facts = {**grant.facts, "bytes_out": len(done.reply)}
-    return _entry(caller.email, grant.request["kind"], grant.plan.plan_id, reply, facts)
-
-
-def _entry(
-    who: str, action: str, plan_id: str | None, reply: Message, detail: dict[str, Any]
-) -> audit.Entry:
-    if reply["kind"] == "failure":
-        detail = {**detail, "message": reply["message"][:_MESSAGE_SHOWN]}
-    outcome = reply["error"] if reply["kind"] == "failure" else "ok"
-    return audit.Entry(who=who, action=action, plan_id=plan_id, outcome=outcome, detail=detail)
-
-
-def _summary(reply: Message) -> str:
-    if reply["kind"] == "failure":
-        return f"{reply['error']}: {reply['message']}"
-    update = cast("dict[str, Any]", reply)
-    return f"{update['num_steps']} steps, loss {update['metrics']['train_loss']:.4f}"

@@ -233,12 +233,17 @@ def agree_on_preprocessing(
             math.sqrt(v) if v > 1e-12 * max(1.0, m * m) else 1.0
             for v, m in zip(variance, mean, strict=True)
         ],
-        positive_weight={
-            ClassWeight.NONE: 1.0,
-            ClassWeight.SQRT: math.sqrt(ratio),
-            ClassWeight.BALANCED: ratio,
-        }[weighting],
+        positive_weight=positive_weight(weighting, ratio),
     )
+
+
+def positive_weight(weighting: ClassWeight, ratio: float) -> float:
+    """Give what a failure weighs where there are `ratio` non-failures for each."""
+    return {
+        ClassWeight.NONE: 1.0,
+        ClassWeight.SQRT: math.sqrt(ratio),
+        ClassWeight.BALANCED: ratio,
+    }[weighting]
 
 
 def _require_fitting(statistics: Sequence[SensorStatistics]) -> None:

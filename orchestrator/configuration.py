@@ -22,7 +22,7 @@ from orchestrator.section import Section
 from orchestrator.simulation import Simulation, Transport
 from orchestrator.stopping import EarlyStopping
 
-NOT_YET = {PrivacyLevel.DIFFERENTIAL_PRIVACY, PrivacyLevel.SECURE_AGGREGATION}
+NOT_YET = {PrivacyLevel.SECURE_AGGREGATION}
 _FOCAL_GAMMA = 2.0  # as its authors found best
 _LARGEST_SEED = 2**53  # as far as every reader of JSON counts exactly
 
@@ -259,6 +259,11 @@ def refusals(config: ExperimentConfig) -> list[str]:
     if level in NOT_YET:
         mistakes.append(
             f"privacy.level {level.value!r} is not available in this version; choose 'none'"
+        )
+    if level is PrivacyLevel.DIFFERENTIAL_PRIVACY and config.training.gradient_clip is not None:
+        mistakes.append(
+            "training.gradient_clip: differential_privacy shortens the gradient of each window or "
+            "machine to privacy.clip_norm; leave gradient_clip out"
         )
     if level is PrivacyLevel.BASIC and config.compression.is_lossy:
         mistakes.append(

@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -31,6 +31,8 @@ from orchestrator.configuration import ExperimentConfig
 from orchestrator.fleet import Answers, Fleet
 from orchestrator.metrics import MetricsCollector
 from orchestrator.observer import Observer
+from orchestrator.privacy import DifferentialPrivacy
+from orchestrator.private_runs import RunLedger, ask_accounts, preprocessing_of
 from orchestrator.round import RoundContext, evaluate_at_sites, run_round
 from orchestrator.runs import Checkpoint, RunStore
 from orchestrator.stopping import Stopper
@@ -117,6 +119,7 @@ class ExperimentOrchestrator(OrchestratorInterface):
     ) -> None:
         saved = self._store.load_checkpoint(run_id)
         agreement, model = self._agree(run_id, config, fleet, chosen)
+        agreement, ledger = self._account(run_id, config, fleet, agreement, chosen)
         algorithm = build_algorithm(
             config.algorithm,
             model.get_parameters() if saved is None else saved.parameters,
@@ -138,7 +141,7 @@ class ExperimentOrchestrator(OrchestratorInterface):
             preprocessing=(
                 saved.preprocessing
                 if saved is not None
-                else _statistics(config, fleet, agreement, chosen)
+                else _preprocessing(config, fleet, agreement, chosen)
             ),
             deadline_s=config.limits.call_s,
             travel=Travel(config.compression),
@@ -150,6 +153,7 @@ class ExperimentOrchestrator(OrchestratorInterface):
             context=context,
             stopper=_stopper(config, self._store.rounds(run_id), saved),
             best=saved.best if saved else {},
+            ledger=ledger,
         )
         if saved is None:
             self._save(course)
@@ -171,6 +175,8 @@ class ExperimentOrchestrator(OrchestratorInterface):
         if course.stopper.see(record) and course.stopper.restores:
             course.best = algorithm.parameters
         course.next_round = round_num + 1
+        if course.ledger is not None:
+            record["privacy"] = course.ledger.after(record)
         self._store.append_round(course.run_id, record)
         self._save(course)
         self._store.move(course.run_id, ExperimentStatus.RUNNING, rounds_done=course.next_round)
@@ -213,6 +219,29 @@ class ExperimentOrchestrator(OrchestratorInterface):
         )
         return agreement, model
 
+    def _account(
+        self,
+        run_id: str,
+        config: ExperimentConfig,
+        fleet: Fleet,
+        agreement: Agreement,
+        chosen: tuple[str, ...],
+    ) -> tuple[Agreement, RunLedger | None]:
+        """Ask what the run costs, under differential privacy; go on with the sites that can pay."""
+        if not isinstance(config.privacy, DifferentialPrivacy):
+            return agreement, None
+        there = [site_id for site_id in chosen if site_id in agreement.plan_ids]
+        answers = ask_accounts(fleet, agreement.plan_ids, there, config)
+        self._observer.accounted(run_id, answers.ok)
+        answers.require(config.min_sites or len(chosen), what="privacy budget")
+        plan_ids = {
+            site_id: plan_id
+            for site_id, plan_id in agreement.plan_ids.items()
+            if site_id not in answers.failed
+        }
+        ledger = RunLedger(answers.ok, self._store.rounds(run_id))
+        return replace(agreement, plan_ids=plan_ids), ledger
+
     def _save(self, course: "_Course") -> None:
         algorithm = course.algorithm
         checkpoint = Checkpoint(
@@ -234,6 +263,7 @@ class ExperimentOrchestrator(OrchestratorInterface):
             "dataset": config.dataset,
             "parameters_sha256": digest(parameters),
             "stopped_early": course.next_round < config.rounds,
+            **({} if course.ledger is None else {"privacy": course.ledger.so_far()}),
             "metrics": MetricsCollector().collect_experiment_metrics(
                 {"rounds": rounds, "chosen_round": chosen_round}
             ),
@@ -256,6 +286,7 @@ class _Course:
     context: RoundContext
     stopper: Stopper
     best: Parameters
+    ledger: RunLedger | None
 
 
 def _stopper(
@@ -280,9 +311,11 @@ def _initial_model(config: ExperimentConfig, schema: DataSchema) -> TorchModel:
     )
 
 
-def _statistics(
+def _preprocessing(
     config: ExperimentConfig, fleet: Fleet, agreement: Agreement, chosen: tuple[str, ...]
 ) -> Preprocessing:
+    if isinstance(config.privacy, DifferentialPrivacy):
+        return preprocessing_of(agreement.schema, config.training.positive_weight)
     there = [site_id for site_id in chosen if site_id in agreement.plan_ids]
     answers = collect_statistics(fleet, agreement.plan_ids, there)
     answers.require(config.min_sites or len(chosen), what="statistics")

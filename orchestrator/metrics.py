@@ -86,7 +86,10 @@ class MetricsCollector(MetricsCollectorInterface):
 
 
 def training_metrics(updates: list[ClientUpdate]) -> dict[str, Any]:
-    """Give `training` (mean loss by samples, slowest fit) and `sites`, each one's own numbers."""
+    """Give `training` (mean loss by samples, slowest fit) and `sites`, each one's own numbers.
+
+    The loss is NaN where a site does not tell its own.
+    """
     total = sum(update["num_samples"] for update in updates)
     sites = {
         update["datasite_id"]: {
@@ -96,7 +99,7 @@ def training_metrics(updates: list[ClientUpdate]) -> dict[str, Any]:
         }
         for update in updates
     }
-    loss = sum(u["metrics"].get("train_loss", 0.0) * u["num_samples"] for u in updates)
+    loss = sum(u["metrics"].get("train_loss", math.nan) * u["num_samples"] for u in updates)
     slowest = max((update["metrics"].get("fit_s", 0.0) for update in updates), default=0.0)
     return {
         "training": {"loss": loss / total if total else 0.0, "slowest_fit_s": slowest},

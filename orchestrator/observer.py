@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from core.enums import ExperimentStatus
+from core.messages import PrivacyAccount
 
 
 class Observer:
@@ -14,6 +15,9 @@ class Observer:
 
     def waiting(self, run_id: str, site_ids: Sequence[str]) -> None:
         """The run waits for the operators of these sites to approve its plan."""
+
+    def accounted(self, run_id: str, accounts: Mapping[str, PrivacyAccount]) -> None:
+        """Under differential privacy: what the run costs at each site, and what is left there."""
 
     def started(self, run_id: str, first_round: int, rounds: int) -> None:
         """Rounds `first_round` to `rounds - 1` follow."""

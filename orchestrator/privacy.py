@@ -5,6 +5,7 @@ from typing import Annotated, Final, Literal, NotRequired, TypedDict
 from pydantic import BeforeValidator, Field
 
 from core.privacy import Basic, PrivacySettings, Unit
+from core.privacy import DifferentialPrivacy as PlanOfDifferentialPrivacy
 from orchestrator.choices import parse_choice
 from orchestrator.section import Section
 
@@ -35,7 +36,8 @@ class DifferentialPrivacy(Section):
         epsilon: ε of all rounds together, for one unit at one site.
         delta: δ likewise: well below one over the units of a site.
         clip_norm: Longest gradient of one unit (l2 norm).
-        unit: Whose presence is hidden: one training window, or all those of one machine.
+        unit: Whose presence is hidden: one training window, or all those of one machine. A batch
+            then has so many machines.
     """
 
     level: Literal["differential_privacy"]
@@ -95,4 +97,13 @@ def plan_settings(privacy: Privacy) -> PlanSettings:
             level="basic", clip_norm=privacy.clip_norm, minimum_count=privacy.minimum_count
         )
         return PlanSettings(privacy=settings)
+    if isinstance(privacy, DifferentialPrivacy):
+        private = PlanOfDifferentialPrivacy(
+            level="differential_privacy",
+            epsilon=privacy.epsilon,
+            delta=privacy.delta,
+            clip_norm=privacy.clip_norm,
+            unit=privacy.unit,
+        )
+        return PlanSettings(privacy=private)
     return PlanSettings()

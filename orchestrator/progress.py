@@ -1,5 +1,6 @@
 """Three ways to watch a run: a live display, plain lines, JSON lines."""
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
@@ -12,9 +13,11 @@ from rich.table import Table
 
 from core.enums import ExperimentStatus
 from core.jsontext import as_json
+from core.messages import PrivacyAccount
 from orchestrator.drift import DriftWarnings
 from orchestrator.naming import listed
 from orchestrator.observer import Observer
+from orchestrator.private_runs import in_words
 
 _ROUNDS_SHOWN = 8
 _MISSING_SHOWN = 4
@@ -40,6 +43,10 @@ class JsonLines(Observer):
     def waiting(self, run_id: str, site_ids: Sequence[str]) -> None:
         """See `Observer`."""
         self._write("waiting", run_id, sites=list(site_ids))
+
+    def accounted(self, run_id: str, accounts: Mapping[str, PrivacyAccount]) -> None:
+        """See `Observer`."""
+        self._write("accounted", run_id, sites=dict(accounts))
 
     def started(self, run_id: str, first_round: int, rounds: int) -> None:
         """See `Observer`."""
@@ -73,6 +80,12 @@ class PlainLines(Observer):
     def waiting(self, run_id: str, site_ids: Sequence[str]) -> None:
         """See `Observer`."""
         self._write(f"run {run_id}: {_waiting(site_ids)}")
+
+    def accounted(self, run_id: str, accounts: Mapping[str, PrivacyAccount]) -> None:
+        """See `Observer`."""
+        self._write(f"run {run_id}: differential privacy:")
+        for line in in_words(accounts):
+            self._write(f"  {line}")
 
     def started(self, run_id: str, first_round: int, rounds: int) -> None:
         """See `Observer`."""
@@ -136,6 +149,13 @@ class LiveDisplay(Observer):
         del run_id
         self._console.print(f"[yellow]{_waiting(site_ids)}[/]")
 
+    def accounted(self, run_id: str, accounts: Mapping[str, PrivacyAccount]) -> None:
+        """See `Observer`."""
+        del run_id
+        self._console.print("differential privacy:")
+        for line in in_words(accounts):
+            self._console.print(f"  {escape(line)}", highlight=False)
+
     def started(self, run_id: str, first_round: int, rounds: int) -> None:
         """See `Observer`."""
         del run_id
@@ -193,13 +213,17 @@ def _waiting(site_ids: Sequence[str]) -> str:
     )
 
 
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.4f}"
+
+
 def _cells(record: Mapping[str, Any]) -> tuple[str, str, str, str, str, str]:
     evaluated = record.get("global", {})
     answered = len(record["sites"])
     return (
         str(record["round_num"]),
         f"{answered}/{answered + len(record['missing'])}",
-        f"{record['training']['loss']:.4f}",
+        _number(record["training"]["loss"]),
         f"{evaluated['loss']:.4f}" if evaluated else "-",
         f"{evaluated['pr_auc']:.4f}" if evaluated else "-",
         f"{record['seconds']['round']:.2f}",

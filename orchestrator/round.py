@@ -120,7 +120,7 @@ def train_at_sites(
         if site_id not in context.plan_ids:
             raise PlanError(
                 f"{site_id}: has approved no plan of this run: it was not reached when the run "
-                "started, or it refused",
+                "started, it refused, or its privacy budget does not allow the run",
                 site_id=site_id,
             )
         communication = context.fleet.communication

@@ -48,6 +48,21 @@ TRAINING = {
 FEDAVG = {"name": "fedavg", "hyperparameters": {}}
 PROBE = {"name": "probe", "hyperparameters": {}}
 
+BUDGET = {"epsilon": 10.0, "delta": 1e-5, "unit": "window"}
+"""Enough for three plans like `PRIVATE`, and for no fourth."""
+
+PRIVATE: dict[str, Any] = {
+    "privacy_level": "differential_privacy",
+    "privacy": {
+        "level": "differential_privacy",
+        "epsilon": 5.0,
+        "delta": 1e-5,
+        "clip_norm": 1.0,
+        "unit": "window",
+    },
+}
+"""What a proposal with differential privacy has."""
+
 
 def inline(_config: SiteConfig) -> Trainer:
     """Give a trainer in the calling thread."""

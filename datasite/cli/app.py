@@ -10,7 +10,7 @@ import typer
 
 from core.commands import Debug, configure_logging, echo_json
 from core.commands import run as run_app
-from datasite.cli import audit, backup, certificate, data, doctor, plans, users
+from datasite.cli import audit, backup, budget, certificate, data, doctor, plans, users
 from datasite.cli.options import AsJson, ConfigFile, load
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 app.add_typer(data.app, name="data")
 app.add_typer(plans.app, name="plans")
+app.add_typer(budget.app, name="budget")
 app.add_typer(users.app, name="users")
 app.add_typer(audit.app, name="audit")
 app.add_typer(certificate.app, name="certificate")

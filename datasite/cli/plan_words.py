@@ -41,6 +41,7 @@ class Shown:
         changes: In what it differs from that.
         most: How often each kind of request is answered, all in all.
         minimum_count: The fewest rows of a label that are counted outside.
+        cost: What it would cost of the dataset's privacy budget, in words; nothing if nothing.
     """
 
     plan: "Plan"
@@ -52,6 +53,7 @@ class Shown:
     changes: "Sequence[Change]"
     most: int
     minimum_count: int
+    cost: str
 
 
 def look_up(records: "Records", plan_id: str) -> Shown:
@@ -63,6 +65,7 @@ def look_up(records: "Records", plan_id: str) -> Shown:
     from core.codehash import installed_code_hash
     from core.exceptions import DataError
     from core.privacy import smallest_group
+    from datasite.cli.cost_words import cost_in_words
     from datasite.plan_changes import changes_between, last_approved_before
     from datasite.usage import TIMES
 
@@ -86,6 +89,7 @@ def look_up(records: "Records", plan_id: str) -> Shown:
         minimum_count=max(
             records.config.release.minimum_count, smallest_group(asked.get("privacy"))
         ),
+        cost=cost_in_words(records, plan),
     )
 
 
@@ -139,7 +143,7 @@ def plan_as_json(plan: "Plan") -> dict[str, Any]:
 def in_words(shown: Shown) -> str:
     """Give it for the person who decides."""
     return "\n\n".join(
-        [_who(shown.plan), _work(shown), _leaves(shown), _privacy(shown.plan), _compared(shown)]
+        [_who(shown.plan), _work(shown), _leaves(shown), _privacy(shown), _compared(shown)]
     )
 
 
@@ -199,16 +203,27 @@ def _leaves(shown: Shown) -> str:
     return f"""\
 Leaves the site in each round:
   - the model's parameters after training here: {_plain_lines(numbers)}{beside}
+{_told(shown)} Nothing else, and no count where a label has fewer than
+{shown.minimum_count} rows."""
+
+
+def _told(shown: Shown) -> str:
+    if shown.plan.proposal["privacy_level"] == "differential_privacy":
+        return """\
+  - the number of windows and of steps that it trained, the time taken
+  - for each evaluation, counts of scores by true label, and the sum of the losses
+Before round 0: what the plan costs here, and what is left of the privacy budget."""
+    return """\
   - the number of windows and of steps that it trained, the mean loss, the time taken
   - for each evaluation, counts of scores by true label, and the sum of the losses
   - for a later version of the data, how far each column has drifted from the first (PSI)
 Once, before round 0: per feature the sum and the sum of squares over all rows, and the
-number of failures among them. Nothing else, and no count where a label has fewer than
-{shown.minimum_count} rows."""
+number of failures among them."""
 
 
-def _privacy(plan: "Plan") -> str:
-    return f"Privacy level: {_plain_lines(privacy_in_words(plan.proposal))}"
+def _privacy(shown: Shown) -> str:
+    said = f"Privacy level: {_plain_lines(privacy_in_words(shown.plan.proposal))}"
+    return f"{said}\n{shown.cost}" if shown.cost else said
 
 
 def _compared(shown: Shown) -> str:

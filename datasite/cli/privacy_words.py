@@ -6,7 +6,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from core.messages import PlanProposal
-    from core.privacy import Basic
+    from core.privacy import Basic, DifferentialPrivacy
 
 
 def privacy_in_words(proposal: "PlanProposal") -> str:
@@ -31,4 +31,20 @@ rows. Whoever has an update can try to reconstruct rows from it.
 It costs no privacy budget, for there is none at this level: the limit is that of the rounds."""
 
 
-_WORDS: "Mapping[str, Callable[[PlanProposal], str]]" = {"none": _none, "basic": _basic}
+def _differential_privacy(proposal: "PlanProposal") -> str:
+    asked: DifferentialPrivacy = proposal["privacy"]  # type: ignore[assignment]
+    unit, rounds = asked["unit"], proposal["rounds"]
+    cost = f"ε = {asked['epsilon']:g} per {unit} at δ = {asked['delta']:g}, all {rounds} rounds"
+    return f"""\
+differential_privacy. Whether the model was trained with or without {_WHOSE[unit]}
+can hardly be told from what leaves: {cost} together.
+Gradients are shortened to {asked["clip_norm"]:g} per {unit}, and secret noise is added here.
+The guarantee is for the training part: the two parts for evaluation are counted without noise."""
+
+
+_WHOSE = {"window": "any one window", "machine": "the windows of any one machine"}
+_WORDS: "Mapping[str, Callable[[PlanProposal], str]]" = {
+    "none": _none,
+    "basic": _basic,
+    "differential_privacy": _differential_privacy,
+}

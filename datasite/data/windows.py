@@ -32,12 +32,14 @@ class Part:
         starts: (n,) int64, the first row of each window.
         window_steps: Rows of a window.
         y: (n,) int64, 0 or 1: the label of each window's last row.
+        machine: (n,) int64, whose each window is.
     """
 
     rows: Floats32
     starts: Integers
     window_steps: int
     y: Integers
+    machine: Integers
 
     @property
     def x(self) -> Floats32:
@@ -88,6 +90,7 @@ def cut_parts(rows: FeatureRows, schema: DataSchema, split: SplitSettings, site_
             starts=first,
             window_steps=schema.window_steps,
             y=rows.y[first + schema.window_steps - 1],
+            machine=rows.machine[first],
         )
         for first in starts
     ]

@@ -174,4 +174,8 @@ def _size_bytes(kept: _Kept) -> int:
         return _OBJECTS_BYTES + sum(array.nbytes for array in arrays)
     parts = kept.parts.values()
     shared = max(part.rows.nbytes for part in parts)
-    return _OBJECTS_BYTES + shared + sum(p.starts.nbytes + p.labels.nbytes for p in parts)
+    return (
+        _OBJECTS_BYTES
+        + shared
+        + sum(each.nbytes for part in parts for each in (part.starts, part.labels, part.machines))
+    )

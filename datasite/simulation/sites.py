@@ -16,21 +16,22 @@ from core.enums import DataSiteStatus
 from core.exceptions import DataError, DataSiteError, FederatedLearningError, PlanError
 from core.messages import (
     DatasetDescription,
-    EvaluateRequest,
     PlanDecision,
-    SensorStatistics,
+    PrivacyAccount,
+    PrivacyRequest,
     SiteDescription,
-    StatisticsRequest,
-    TrainRequest,
 )
 from core.models import available_models
 from core.plans import PlanStatus
+from core.privacy import is_private
 from core.version import VERSION
 from datasite.bounds import excess_of, plan_refusal, require_installed_code
-from datasite.data.statistics import describe_rows
+from datasite.consent import WorkRequest, is_of_a_round
 from datasite.failures import as_failure, unexpected
-from datasite.offers import require_offered
+from datasite.mechanism import Mechanism, mechanism_of, privately
+from datasite.offers import require_offered, require_private
 from datasite.plans import plan_id_of
+from datasite.private_rounds import account_of, not_private, require_no_sums, units_told
 from datasite.simulation.data import ROOM_BYTES, SiteData, SiteFile
 from datasite.simulation.states import StateFiles
 from datasite.states import NOTHING
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from core.privacy import PrivacySettings
     from core.schema import DataSchema
     from core.wire import Parcel
+    from datasite.data.features import FeatureRows
     from datasite.training.tensors import Tensors
 
 _VERSION = 1
@@ -97,6 +99,7 @@ class SimulatedSites:
         self._schema = setup.schema.model_dump(mode="json")
         self._proposals: dict[str, PlanProposal] = {}
         self._approved: dict[tuple[str, str], str] = {}
+        self._mechanisms: dict[tuple[str, str], Mechanism] = {}
 
     def handle(self, site_id: str, request: Parcel, email: str) -> Parcel:
         """Answer as the site `site_id`, asked by `email`; what goes wrong is an answer too."""
@@ -118,7 +121,7 @@ class SimulatedSites:
             case "plan_status":
                 self._agreed(site_id, message["plan_id"], email)
                 return wire.encode(_approval(message["plan_id"]))
-            case "train" | "evaluate" | "statistics":
+            case "train" | "evaluate" | "statistics" | "privacy_account":
                 return self._work(site_id, message, request, email)
             case kind:
                 raise DataSiteError(f"{site_id}: a {kind!r} message is no request")
@@ -151,6 +154,7 @@ class SimulatedSites:
                 site_id=site_id,
             )
         require_offered(proposal, site_id=site_id)
+        require_private(proposal, self._setup.schema, site_id=site_id)
         require_installed_code(proposal["code_hash"], site_id=site_id)
         plan_id = plan_id_of(proposal, email)
         self._proposals.setdefault(plan_id, proposal)  # one for all sites
@@ -168,15 +172,20 @@ class SimulatedSites:
     def _work(
         self,
         site_id: str,
-        message: TrainRequest | EvaluateRequest | StatisticsRequest,
+        message: WorkRequest,
         request: Parcel,
         email: str,
     ) -> Parcel:
         plan_id = message["plan_id"]
         agreed = self._agreed(site_id, plan_id, email)
-        if message["kind"] != "statistics" and (excess := excess_of(message, agreed)):
+        if is_of_a_round(message) and (excess := excess_of(message, agreed)):
             raise plan_refusal(site_id, plan_id, excess)
         job = self._job(site_id, agreed["split"], agreed.get("privacy"))
+        if message["kind"] == "privacy_account":
+            return wire.encode(self._account(job, plan_id, agreed))
+        if is_private(job["privacy"]):
+            require_no_sums(message, site_id=site_id)
+            job["mechanism"] = self._mechanism(job, plan_id, agreed)
         if message["kind"] != "train":
             return perform(self._worker, Assignment(job, request)).reply
         state = b""
@@ -187,6 +196,29 @@ class SimulatedSites:
             follows = message.get("state_round", NOTHING)
             self._states.keep(site_id, plan_id, message["round_num"], done.state, follows=follows)
         return done.reply
+
+    def _mechanism(self, job: Job, plan_id: str, agreed: PlanProposal) -> Mechanism:
+        """Give the plan's mechanism at a site, which follows from its data alone."""
+        key, settings = (job["site_id"], plan_id), privately(agreed)
+        if settings is None:
+            raise not_private(*key)
+        if key not in self._mechanisms:
+            request = PrivacyRequest(kind="privacy_account", plan_id=plan_id, deadline_s=1.0)
+            units = units_told(perform(self._worker, Assignment(job, wire.encode(request))).reply)
+            self._mechanisms[key] = mechanism_of(agreed, settings, units)
+        return self._mechanisms[key]
+
+    def _account(self, job: Job, plan_id: str, agreed: PlanProposal) -> PrivacyAccount:
+        """Give what the plan costs; there is no budget, for the data are the researcher's own."""
+        mechanism = self._mechanism(job, plan_id, agreed)
+        return account_of(
+            agreed,
+            mechanism,
+            self._setup.schema,
+            site_id=job["site_id"],
+            trained=0,
+            left=agreed["rounds"],
+        )
 
     def _job(self, site_id: str, split: SplitSettings, privacy: PrivacySettings | None) -> Job:
         file = self._setup.files[site_id]
@@ -211,8 +243,8 @@ class _Worker(Worker):
     def _standardised(self, job: Job, name: str, preprocessing: Preprocessing) -> Tensors:
         return self._data.part(job["site_id"], name, job["split"], preprocessing)
 
-    def _statistics(self, job: Job) -> SensorStatistics:
-        return describe_rows(self._data.features(job["site_id"]), job["site_id"])
+    def _features(self, job: Job) -> FeatureRows:
+        return self._data.features(job["site_id"])
 
 
 def _approval(plan_id: str) -> PlanDecision:

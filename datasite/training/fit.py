@@ -22,12 +22,12 @@ class Fitted:
     Attributes:
         num_samples: Windows trained on.
         num_steps: Optimiser steps really taken.
-        train_loss: Mean loss over the last epoch.
+        train_loss: Mean loss over the last epoch; None where it must not be told.
     """
 
     num_samples: int
     num_steps: int
-    train_loss: float
+    train_loss: float | None
 
 
 def fit(
@@ -95,11 +95,17 @@ def mean_loss(
     """
     if focal_gamma == 0:
         return functional.cross_entropy(logits, labels, weight=weights)
-    surprise = functional.cross_entropy(logits, labels, reduction="none")
     weight = weights[labels]
+    return (weight * losses(logits, labels, focal_gamma)).sum() / weight.sum()
+
+
+def losses(logits: torch.Tensor, labels: torch.Tensor, focal_gamma: float) -> torch.Tensor:
+    """Give (1 − p_y)^γ (−log p_y) of each example: (n,); see `mean_loss`."""
+    surprise = functional.cross_entropy(logits, labels, reduction="none")
+    if focal_gamma == 0:
+        return surprise
     # 1 − p as −expm1(−surprise): exact also where p is nearly 1.
-    focal = (-torch.expm1(-surprise)).clamp_min(_SMALLEST) ** focal_gamma
-    return (weight * focal * surprise).sum() / weight.sum()
+    return (-torch.expm1(-surprise)).clamp_min(_SMALLEST) ** focal_gamma * surprise
 
 
 def build_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:

@@ -27,22 +27,25 @@ class Tensors:
         rows: (rows, sensors) float32, standardised; the parts of a site share them.
         starts: (n,) int64, the first row of each window.
         labels: (n,) int64 in {0, 1}.
+        machines: (n,) int64, whose each window is.
         window_steps: Rows of a window.
     """
 
     rows: torch.Tensor
     starts: torch.Tensor
     labels: torch.Tensor
+    machines: torch.Tensor
     window_steps: int
 
     @classmethod
     def of(cls, inputs: torch.Tensor, labels: torch.Tensor) -> Tensors:
-        """Take windows that are there already: (n, window, sensors)."""
+        """Take windows that are there already, (n, window, sensors), of one machine."""
         count, steps, sensors = inputs.shape
         return cls(
             rows=inputs.reshape(count * steps, sensors),
             starts=torch.arange(count) * steps,
             labels=labels,
+            machines=torch.zeros(count, dtype=torch.int64),
             window_steps=steps,
         )
 
@@ -87,6 +90,7 @@ def _as_tensors(part: Part, standardised: torch.Tensor) -> Tensors:
         rows=standardised,
         starts=torch.from_numpy(part.starts),
         labels=torch.from_numpy(part.y),
+        machines=torch.from_numpy(part.machine),
         window_steps=part.window_steps,
     )
 

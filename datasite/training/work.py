@@ -8,8 +8,9 @@ import json
 import time
 from collections import OrderedDict
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NotRequired
 
+import numpy as np
 import torch
 from torch.nn import functional
 from typing_extensions import TypedDict
@@ -24,6 +25,7 @@ from core.messages import (
     EvaluationReport,
     Parameters,
     Preprocessing,
+    PrivacyUnits,
     ScoreCounts,
     SensorStatistics,
     SplitSettings,
@@ -32,14 +34,16 @@ from core.messages import (
 from core.models import TorchModel, load_model
 from core.packing import Allocate
 from core.parameters import cast_like, distance, require_finite
-from core.privacy import PrivacySettings
+from core.privacy import PrivacySettings, is_private
 from core.schema import DataSchema
 from core.seeds import derive_seed
 from core.wire import Parcel
 from datasite.data.copy import count_copy, read_copy
 from datasite.data.features import FeatureRows, gather_features
 from datasite.data.statistics import describe_rows
+from datasite.data.windows import cut_parts
 from datasite.failures import as_failure
+from datasite.mechanism import Mechanism
 from datasite.registry import file_sha256
 from datasite.training.fit import Fitted, fit
 from datasite.training.objectives import PROBE, PROBE_STEP, Objective, Task, build_objective
@@ -54,7 +58,8 @@ class Job(TypedDict):
     """What the site adds to a request: where the plan's data lie and how they divide.
 
     `drift` has the metrics of `datasite.data.drift`, which go with every update; `privacy` is the
-    plan's, None where nothing is done to updates.
+    plan's, None where nothing is done to updates; under differential privacy, `mechanism` is the
+    plan's at this site.
     """
 
     site_id: str
@@ -64,6 +69,7 @@ class Job(TypedDict):
     split: SplitSettings
     drift: dict[str, float]
     privacy: PrivacySettings | None
+    mechanism: NotRequired[Mechanism]
 
 
 class Assignment(NamedTuple):
@@ -118,6 +124,8 @@ class Worker:
                 return Done(wire.encode(self._evaluate(job, message)))
             case "statistics":
                 return Done(wire.encode(self._statistics(job)))
+            case "privacy_account":
+                return Done(wire.encode(self._units(job)))
             case kind:
                 raise DataSiteError(f"{job['site_id']}: a {kind!r} request is no work")
 
@@ -132,14 +140,7 @@ class Worker:
         data = self._standardised(job, "train", request["preprocessing"])
         model = _build(request, data)
         objective = _objective(request, memory.state)
-        fitted = fit(
-            model,
-            data,
-            settings=request["training"],
-            positive_weight=request["preprocessing"]["positive_weight"],
-            objective=objective,
-            seed=derive_seed(request["seed"], request["round_num"], job["site_id"], "batches"),
-        )
+        fitted = _fitted(model, data, job, request, objective)
         parameters = model.get_parameters()
         require_finite(parameters, whose=job["site_id"])
         parameters = _shortened(parameters, request["parameters"], job["privacy"])
@@ -167,13 +168,25 @@ class Worker:
         )
 
     def _statistics(self, job: Job) -> SensorStatistics:
-        return describe_rows(_features(job), job["site_id"])
+        return describe_rows(self._features(job), job["site_id"])
+
+    def _units(self, job: Job) -> PrivacyUnits:
+        """Count what differential privacy protects in the training part: windows, or machines."""
+        schema = DataSchema.model_validate(job["schema"])
+        part = cut_parts(self._features(job), schema, job["split"], job["site_id"]).train
+        privacy = job["privacy"]
+        by_machine = is_private(privacy) and privacy["unit"] == "machine"
+        count = len(np.unique(part.machine)) if by_machine else len(part.y)
+        return PrivacyUnits(kind="privacy_units", datasite_id=job["site_id"], units=count)
+
+    def _features(self, job: Job) -> FeatureRows:
+        return _features(job)
 
     def _standardised(self, job: Job, name: str, preprocessing: Preprocessing) -> Tensors:
         key = f"{_identity(job)} {preprocessing}"
         if key not in self._prepared:
             self._prepared[key] = prepare(
-                _features(job),
+                self._features(job),
                 DataSchema.model_validate(job["schema"]),
                 job["split"],
                 preprocessing,
@@ -219,6 +232,34 @@ def _build(request: TrainRequest | EvaluateRequest, data: Tensors) -> TorchModel
     )
 
 
+def _fitted(
+    model: TorchModel, data: Tensors, job: Job, request: TrainRequest, objective: Objective
+) -> Fitted:
+    """Train the model in place, as the plan's privacy level says."""
+    privacy = job["privacy"]
+    positive_weight = request["preprocessing"]["positive_weight"]
+    if is_private(privacy):
+        from datasite.training.private_fit import fit_privately  # noqa: PLC0415 - Opacus is slow
+
+        return fit_privately(
+            model,
+            data,
+            settings=request["training"],
+            positive_weight=positive_weight,
+            objective=objective,
+            privacy=privacy,
+            mechanism=job["mechanism"],
+        )
+    return fit(
+        model,
+        data,
+        settings=request["training"],
+        positive_weight=positive_weight,
+        objective=objective,
+        seed=derive_seed(request["seed"], request["round_num"], job["site_id"], "batches"),
+    )
+
+
 def _shortened(
     fitted: Parameters, received: Parameters, privacy: PrivacySettings | None
 ) -> Parameters:
@@ -251,7 +292,7 @@ def _update(
             num_samples=fitted.num_samples,
             num_steps=fitted.num_steps,
             metrics={
-                "train_loss": fitted.train_loss,
+                **({} if fitted.train_loss is None else {"train_loss": fitted.train_loss}),
                 "fit_s": time.perf_counter() - begin,
                 **job["drift"],
             },

@@ -321,6 +321,7 @@ def _store(runs: Path) -> "RunStore":
 
 def _echo_results(results: dict[str, Any]) -> None:
     from orchestrator.drift import DriftWarnings
+    from orchestrator.private_runs import spent_in_words
     from orchestrator.report import metrics_table
 
     typer.echo(
@@ -333,6 +334,8 @@ def _echo_results(results: dict[str, Any]) -> None:
     for record in results["rounds"]:
         for line in drifts.of(record):
             typer.echo(f"  {line}")
+    for line in spent_in_words(results["rounds"]):
+        typer.echo(line)
     evaluated = [record for record in results["rounds"] if "global" in record]
     if evaluated:
         header, rows = metrics_table(evaluated[-1])

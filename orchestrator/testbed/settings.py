@@ -49,6 +49,7 @@ def write_site_settings(
             }
         ],
         "release": {"minimum_count": 1},  # samples are nobody's secret, and small
+        "budget": {"epsilon": 100.0, "delta": 1e-5},  # likewise
     }
     write_whole(path, yaml.safe_dump(settings, sort_keys=False).encode())
 

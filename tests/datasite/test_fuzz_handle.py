@@ -13,6 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sites import (
+    BUDGET,
+    PRIVATE,
     RESEARCHER,
     RIVAL,
     ask,
@@ -63,16 +65,23 @@ class Target:
     def __init__(self, site: FactoryDataSite) -> None:
         self.site = site
         plan_id = planned(site)
+        private = planned(site, **PRIVATE)
         self.valid: dict[str, dict[str, Any]] = {
             "describe": {"kind": "describe"},
             "propose": proposal(),
             "plan_status": {"kind": "plan_status", "plan_id": plan_id},
             "statistics": {"kind": "statistics", "plan_id": plan_id},
+            "privacy_account": {
+                "kind": "privacy_account",
+                "plan_id": private,
+                "deadline_s": 60.0,
+            },
             "train": train_request(plan_id),
             "evaluate": evaluate_request(plan_id),
             "audit": {"kind": "audit", "after": 0},
             "plans": {"kind": "plans", "after": 0},
         }
+        assert ask(site, self.valid["privacy_account"])["kind"] == "privacy_spent"
         self.blobs = {kind: encoded(fields).joined() for kind, fields in self.valid.items()}
         self.update = ask(site, self.valid["train"])
         assert self.update["kind"] == "update"
@@ -125,7 +134,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     """Give one site for all of them, with a trainer in a child process."""
     folder = tmp_path_factory.mktemp("fuzzed")
     site = FactoryDataSite(in_a_process)
-    site.initialize_datasite(site_settings(folder))
+    site.initialize_datasite(site_settings(folder, budget=BUDGET))
     register(site, folder)
     yield Target(site)
     site.close()
@@ -150,7 +159,17 @@ def written(fields: dict[str, Any], name: str, value: str) -> str:
 
 
 kinds = st.sampled_from(
-    ["describe", "propose", "plan_status", "statistics", "train", "evaluate", "audit", "plans"]
+    [
+        "describe",
+        "propose",
+        "plan_status",
+        "statistics",
+        "privacy_account",
+        "train",
+        "evaluate",
+        "audit",
+        "plans",
+    ]
 )
 
 VALUES: Final = [

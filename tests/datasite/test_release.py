@@ -24,6 +24,7 @@ from sites import (
     register,
     train_request,
 )
+from untrusted import Says
 
 from core import messages, wire
 from core.compression import VALUES
@@ -41,21 +42,6 @@ from orchestrator.report import metrics_table
 OpenSite = Callable[..., FactoryDataSite]
 
 OFFERED = {"name": "press", "version": 1, "rows": 100, "schema": {}}
-
-
-class Says(InlineTrainer):
-    """A trainer that was taken over: it does the work, and answers something else."""
-
-    def __init__(self, change: Callable[[dict[str, Any]], object]) -> None:
-        super().__init__()
-        self._change = change
-
-    def perform(self, assignment: Assignment, *, deadline_s: float, watch: Watch) -> Done:
-        """Do the work; change the answer."""
-        done = super().perform(assignment, deadline_s=deadline_s, watch=watch)
-        reply: Any = wire.decode(done.reply)
-        self._change(reply)
-        return Done(wire.encode(reply), done.state)
 
 
 def refused(

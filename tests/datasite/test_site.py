@@ -191,7 +191,7 @@ def test_another_proposal_is_another_plan(
         (
             {"privacy_level": PrivacyLevel.DIFFERENTIAL_PRIVACY.value},
             "PlanError",
-            "'differential_privacy' is not offered here",
+            "is 'differential_privacy', and its settings are for 'none'",
         ),
         ({"code_hash": "0" * 64}, "PlanError", "bound to training code 000000000000"),
     ],

@@ -66,9 +66,8 @@ def test_windows_are_what_they_are_when_all_are_copied() -> None:
 def test_windows_come_in_the_order_that_is_asked_for() -> None:
     """Any of them, and one twice."""
     rows = torch.arange(12.0).reshape(6, 2)
-    data = Tensors(
-        rows=rows, starts=torch.arange(5), labels=torch.zeros(5, dtype=torch.int64), window_steps=2
-    )
+    none = torch.zeros(5, dtype=torch.int64)
+    data = Tensors(rows=rows, starts=torch.arange(5), labels=none, machines=none, window_steps=2)
     assert data.windows(torch.tensor([4, 0, 4])).tolist() == [
         [[8, 9], [10, 11]],
         [[0, 1], [2, 3]],
