@@ -9,7 +9,7 @@ AUDIT := .venv/audit/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test containers lint audit format bench clean
+.PHONY: help demo test chaos containers lint audit format bench clean
 
 help: ## Say what can be made
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -19,6 +19,10 @@ demo: .venv/base ## Three live datasites, a federated run on sample data, a tabl
 
 test: .venv/dev .venv/helm/4/helm ## All tests, with live PySyft servers among them, and the coverage
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
+
+# Chaos: about half an hour on two cores.
+chaos: .venv/dev ## Two hundred ways to kill, freeze and cut off live sites and their orchestrator
+	$(BIN)/pytest -m "" tests/chaos $(PYTEST_ARGS)
 
 lint: .venv/dev ## Format check, ruff, mypy --strict
 	$(BIN)/ruff format --check .

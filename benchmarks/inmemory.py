@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from core.enums import DataDistribution
     from core.messages import Preprocessing, ScoreCounts
     from orchestrator.communication.memory import Handler
+    from orchestrator.observer import Observer
 
 RESEARCHER = "researcher@benchmark.example.com"
 
@@ -103,6 +104,7 @@ class SampleFederation:
         name: str,
         config: ExperimentConfig,
         through: Callable[[Handler], Handler] | None = None,
+        observer: Observer | None = None,
     ) -> dict[str, Any]:
         """Run an experiment; its last round's record, with test and validation metrics.
 
@@ -110,12 +112,13 @@ class SampleFederation:
             name: The run's id.
             config: The experiment.
             through: What every request and answer goes through, where somebody counts them.
+            observer: Told of the run's course.
         """
         handlers = {site_id: _handler(site) for site_id, site in self._sites.items()}
         if through is not None:
             handlers = {site_id: through(handler) for site_id, handler in handlers.items()}
         orchestrator = ExperimentOrchestrator(
-            lambda _config: MemoryCommunication(handlers), self._store
+            lambda _config: MemoryCommunication(handlers), self._store, observer
         )
         orchestrator.setup(config, name)
         rounds: list[dict[str, Any]] = orchestrator.run_experiment(name)["rounds"]

@@ -177,7 +177,7 @@ def measure_null(testbed: Testbed, size: Size, rounds: int, **changes: object) -
         before_model = resident_bytes()
         prepared = _prepare(fleet, config, Null)
         before_rounds = resident_bytes()
-        sites = _site_processes(testbed)
+        sites = site_processes(testbed)
         forget_peak()
         for pid in itertools.chain(*sites.values()):
             forget_peak(pid)
@@ -327,7 +327,7 @@ def _prepare(fleet: Fleet, config: ExperimentConfig, kind: type[Algorithm]) -> _
     return _Prepared(context=context, algorithm=algorithm, model=model)
 
 
-def _site_processes(testbed: Testbed) -> dict[str, list[int]]:
+def site_processes(testbed: Testbed) -> dict[str, list[int]]:
     """Give the pids of the sites' servers, and of their trainers."""
     servers = [process for site in testbed.sites() if (process := site.process()) is not None]
     return {

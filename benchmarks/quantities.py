@@ -91,17 +91,18 @@ def table(quantities: Sequence[Mapping[str, Any]]) -> str:
     return markdown_table(header, [_row(quantity) for quantity in quantities])
 
 
-def write_into(path: Path, text: str) -> None:
+def write_into(path: Path, text: str, *, marks: tuple[str, str] = (BEGIN, END)) -> None:
     """Put `text` between the two marks in the file, in place of what is there.
 
     Raises:
         ValueError: The file does not have both marks, in their order.
     """
-    before, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
+    first, last = marks
+    before, begin, rest = path.read_text(encoding="utf-8").partition(first)
+    _, end, after = rest.partition(last)
     if not (begin and end):
-        raise ValueError(f"{path} has no place for the table: {BEGIN} and, below it, {END}")
-    path.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", encoding="utf-8")
+        raise ValueError(f"{path} has no place for the table: {first} and, below it, {last}")
+    path.write_text(f"{before}{first}\n\n{text}\n\n{last}{after}", encoding="utf-8")
 
 
 def _row(quantity: Mapping[str, Any]) -> Sequence[str]:

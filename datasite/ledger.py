@@ -17,12 +17,19 @@ from typing import Any, Final
 
 from sqlalchemy import (
     JSON,
+    Delete,
     ForeignKey,
     Index,
+    Integer,
     LargeBinary,
     Select,
+    TableClause,
     create_engine,
+    delete,
     event,
+    func,
+    literal_column,
+    select,
 )
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
@@ -271,6 +278,13 @@ class _Driver:
             if self._connection is not None:
                 self._connection.close()
                 self._connection = None
+
+
+def all_but_newest(table: TableClause, plans: int) -> Delete:
+    """Give the statement that deletes a table's rows of all but the plans written last."""
+    newest = func.max(literal_column("rowid", Integer))  # a row that is replaced gets a new one
+    kept = select(table.c.plan_id).group_by(table.c.plan_id).order_by(newest.desc()).limit(plans)
+    return delete(table).where(table.c.plan_id.not_in(kept))
 
 
 def now() -> str:

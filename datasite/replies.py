@@ -17,7 +17,7 @@ from core.arena import Buffer
 from core.exceptions import DataSiteError
 from core.packing import content_hash
 from core.wire import Parcel
-from datasite.ledger import Ledger, ReplyRow, Table
+from datasite.ledger import Ledger, ReplyRow, Table, all_but_newest
 from datasite.statements import Executes
 
 _ROUNDS_KEPT: Final = 2
@@ -26,7 +26,11 @@ _ROUNDS_KEPT: Final = 2
 _PLANS_KEPT: Final = 4
 """Whose large replies are kept: of those that trained last."""
 
+PLANS_WITH_ROWS: Final = 64
+"""Whose small replies are kept: likewise."""
+
 _LARGE_BYTES: Final = 1 << 18
+_NONE: Final = -1
 
 
 class Answers(TypedDict):
@@ -96,16 +100,18 @@ class Replies:
         oldest = answers["round_num"] - _ROUNDS_KEPT
         values = {"of_plan": answers["plan_id"], "of_kind": answers["kind"], "oldest": oldest}
         connection.execute(_FORGET, values)
+        if newest == _NONE:
+            connection.execute(_FORGET_PLANS)
 
     def _newest(self, plan_id: str, kind: str) -> int:
-        """Give a round after which none was answered; -1 when none was. Only this process answers.
+        """Give a round after which none was answered; `_NONE` when none was.
 
-        So the ledger need not be asked in each round.
+        Only this process answers, so the ledger need not be asked in each round.
         """
         key = plan_id, kind
         if key not in self._newest_of:
             rows = self._ledger.rows(_NEWEST, of_plan=plan_id, of_kind=kind)
-            self._newest_of[key] = -1 if rows[0][0] is None else int(rows[0][0])
+            self._newest_of[key] = _NONE if rows[0][0] is None else int(rows[0][0])
         return self._newest_of[key]
 
     def _write(self, answers: Answers, body: Buffer, *, is_paid: bool) -> str:
@@ -177,3 +183,4 @@ _FORGET = delete(_TABLE).where(
     _TABLE.c.kind == bindparam("of_kind"),
     _TABLE.c.round_num <= bindparam("oldest"),
 )
+_FORGET_PLANS = all_but_newest(_TABLE, PLANS_WITH_ROWS)

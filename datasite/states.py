@@ -10,11 +10,14 @@ from collections.abc import Mapping
 from sqlalchemy import bindparam, delete, insert, select
 
 from core.exceptions import DataSiteError
-from datasite.ledger import Ledger, StateRow, Table
+from datasite.ledger import Ledger, StateRow, Table, all_but_newest
 from datasite.statements import Executes
 
 _STATES_KEPT = 4
 """A run can go back to the oldest of its three checkpoints, and no further."""
+
+_PLANS_KEPT = 16
+"""Whose states are kept: of the plans that trained last."""
 
 NOTHING = -1
 """The round that a first state follows."""
@@ -47,12 +50,17 @@ class States:
     def keep(
         connection: Executes, plan_id: str, round_num: int, state: bytes, *, follows: int
     ) -> None:
-        """Store a state within the caller's transaction; what no run can go back to is dropped."""
+        """Store a state within the caller's transaction; what no run can go back to is dropped.
+
+        With a plan's first, so are those of the plans that trained the longest ago.
+        """
         values = {"plan_id": plan_id, "round_num": round_num, "state": state, "follows": follows}
         connection.execute(_REPLACE, values)
         before = {row.round_num: row.follows for row in connection.execute(_ALL, {"of": plan_id})}
         for number in before.keys() - rounds_to_keep(before, round_num):
             connection.execute(_FORGET, {"of": plan_id, "number": number})
+        if len(before) == 1:
+            connection.execute(_FORGET_PLANS)
 
 
 def rounds_to_keep(follows: Mapping[int, int], round_num: int) -> set[int]:
@@ -91,3 +99,4 @@ _REPLACE = insert(_TABLE).prefix_with("OR REPLACE")
 _FORGET = delete(_TABLE).where(
     _TABLE.c.plan_id == bindparam("of"), _TABLE.c.round_num == bindparam("number")
 )
+_FORGET_PLANS = all_but_newest(_TABLE, _PLANS_KEPT)

@@ -157,6 +157,7 @@ class ExperimentOrchestrator(OrchestratorInterface):
         )
         if saved is None:
             self._save(course)
+        self._store.move(run_id, ExperimentStatus.RUNNING, rounds_done=course.next_round)
         self._observer.started(run_id, course.next_round, config.rounds)
         while course.next_round < config.rounds and not course.stopper.is_over:
             self._run_one(course, config, model)

@@ -14,7 +14,7 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         ExperimentError: It cannot be written, a full disk for one; what was there is still there.
     """
-    part = path.with_name(f".{path.name}.part")
+    part = part_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as stream:
@@ -27,3 +27,8 @@ def write_whole(path: Path, content: bytes) -> None:
         with suppress(OSError):
             part.unlink()
         raise ExperimentError(f"{path} cannot be written: {exc.strerror}") from exc
+
+
+def part_of(path: Path) -> Path:
+    """Give where the content lies until it is whole; a crash may leave it, to be written over."""
+    return path.with_name(f".{path.name}.part")

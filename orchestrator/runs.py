@@ -31,10 +31,11 @@ from core.enums import ExperimentStatus
 from core.exceptions import ConfigurationError, ExperimentError
 from core.messages import Parameters, Preprocessing
 from orchestrator.configuration import ExperimentConfig
-from orchestrator.files import write_whole
+from orchestrator.files import part_of, write_whole
 
 _CHECKPOINTS_KEPT = 3
 _STATE = "state:"
+_CONFIG = "experiment.json"
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -108,10 +109,9 @@ class RunStore:
                 f"{run_id!r} is no id for a run: use letters, digits, '.', '_' and '-', at most 128"
             )
         folder = self.folder(run_id)
-        if folder.exists():
-            raise ExperimentError(f"run {run_id!r} exists already in {self.root}")
-        write_whole(folder / "experiment.json", config.model_dump_json(indent=2).encode())
         with self._session() as session:
+            if session.get(RunRow, run_id) is not None or _has_begun(folder):
+                raise ExperimentError(f"run {run_id!r} exists already in {self.root}")
             session.add(
                 RunRow(
                     run_id=run_id,
@@ -124,6 +124,8 @@ class RunStore:
                     updated_at=_now(),
                 )
             )
+            session.flush()  # from here on nobody else can take the id
+            write_whole(folder / _CONFIG, config.model_dump_json(indent=2).encode())
 
     def move(
         self,
@@ -170,7 +172,7 @@ class RunStore:
             ExperimentError: There is no such run, or its configuration cannot be read any more.
         """
         self.find(run_id)
-        path = self.folder(run_id) / "experiment.json"
+        path = self.folder(run_id) / _CONFIG
         try:
             return ExperimentConfig.model_validate_json(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as exc:
@@ -312,6 +314,12 @@ class RunStore:
         except SQLAlchemyError as exc:
             cause = getattr(exc, "orig", None) or exc
             raise ExperimentError(f"{self.root / 'index.db'} cannot be used: {cause}") from exc
+
+
+def _has_begun(folder: Path) -> bool:
+    """Tell whether more than a configuration is there, which a crash may leave of a new run."""
+    written = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    return not written <= {_CONFIG, part_of(folder / _CONFIG).name}
 
 
 def _by_group(tensors: Parameters) -> dict[str, Parameters]:

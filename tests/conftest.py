@@ -15,7 +15,7 @@ from orchestrator.testbed.samples import write_samples
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start with the tests over live sites: they take longest, and others can run beside them."""
-    items.sort(key=lambda item: item.path.parent.name != "live")
+    items.sort(key=lambda item: item.path.parent.name not in {"chaos", "live"})
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,7 @@ from core import wire
 from core.parameters import digest
 from core.wire import Parcel
 from datasite.ledger import AuditRow, ReplyRow
+from datasite.replies import PLANS_WITH_ROWS
 from datasite.site import FactoryDataSite
 from datasite.trainer import InlineTrainer, Watch
 from datasite.training.work import Assignment, Done
@@ -287,6 +288,22 @@ def test_a_plan_that_goes_on_removes_nobodys_replies(site: FactoryDataSite, tmp_
     assert [file.name for file in files(tmp_path)] == before
 
 
+def test_small_replies_go_with_the_plans_that_trained_the_longest_ago(
+    site: FactoryDataSite, trainer: Counts
+) -> None:
+    """However many runs there were, those that trained last are answered from the ledger."""
+    plans = [planned(site, run_id=f"run-{number}") for number in range(PLANS_WITH_ROWS + 1)]
+    for plan_id in plans[:-1]:
+        site.handle(encoded(train_request(plan_id)), RESEARCHER)
+    site.handle(encoded(train_request(plans[0], round_num=1)), RESEARCHER)
+    site.handle(encoded(train_request(plans[-1])), RESEARCHER)
+    assert {row.plan_id for row in rows(site)} == {plans[0], *plans[2:]}
+    jobs = trainer.jobs
+    for plan_id in (plans[0], plans[2], plans[-1]):
+        site.handle(encoded(train_request(plan_id)), RESEARCHER)
+    assert trainer.jobs == jobs
+
+
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
@@ -294,6 +311,7 @@ sys.path[:0] = {path!r}
 from sites import ask, encoded, inline, register, site_settings, RESEARCHER
 from test_replies import files, fitted, plan, request, rows, train
 from core import wire
+from datasite.replies import PLANS_WITH_ROWS
 from datasite.site import FactoryDataSite
 
 folder = Path(sys.argv[1])

@@ -247,3 +247,16 @@ def test_what_scaffold_sends_is_what_it_added_to_its_state(site: FactoryDataSite
     assert digest(kept) == digest(
         {name: first[name].double() + second[name].double() for name in first}
     )
+
+
+def test_states_go_with_the_plans_that_trained_the_longest_ago(site: FactoryDataSite) -> None:
+    """However many runs there were, a site keeps the states of sixteen; the others say so."""
+    plans = [plan(site, run_id=f"run-{number}") for number in range(17)]
+    for plan_id in plans[:-1]:
+        train(site, plan_id, 0)
+    train(site, plans[0], 1, state_round=0)
+    train(site, plans[-1], 0)
+    assert [plan_id for plan_id in plans if states(site, plan_id)] == [plans[0], *plans[2:]]
+    train(site, plans[2], 1, state_round=0)
+    refused = ask(site, request(plans[1], 1, state_round=0))
+    assert (refused["kind"], "has no state" in refused["message"]) == ("failure", True)

@@ -9,6 +9,7 @@ from sqlalchemy import select
 
 from core import wire
 from core.drift import flagged
+from core.enums import ExperimentStatus
 from core.exceptions import (
     AggregationError,
     CommunicationError,
@@ -78,6 +79,19 @@ def test_an_interrupted_run_resumes_to_the_same_parameters(federation: Federatio
     resumed = federation.orchestrator().run_experiment("stopped")
     assert resumed["parameters_sha256"] == undisturbed["parameters_sha256"]
     assert [record["round_num"] for record in resumed["rounds"]] == [0, 1, 2]
+
+
+def test_a_run_that_goes_on_counts_the_rounds_of_its_checkpoint(federation: Federation) -> None:
+    """A crash may have come between the last checkpoint and the index; then nothing is left to run.
+
+    The index is set back as the crash would have left it.
+    """
+    with pytest.raises(KeyboardInterrupt):
+        federation.run("stopped", StopAfter(2))
+    federation.store.move("stopped", ExperimentStatus.RUNNING, rounds_done=2)
+    federation.orchestrator().run_experiment("stopped")
+    row = federation.store.find("stopped")
+    assert (row.status, row.rounds_done) == ("COMPLETED", 3)
 
 
 def test_a_repeated_round_does_not_train_twice(federation: Federation) -> None:

@@ -71,6 +71,26 @@ def test_a_run_is_created_once(store: RunStore) -> None:
     assert len(store.all()) == 1
 
 
+@pytest.mark.parametrize("left", [".experiment.json.part", "experiment.json"])
+def test_a_run_whose_creation_was_cut_short_is_created_again(store: RunStore, left: str) -> None:
+    """Its configuration was there and its row in the index was not; nothing is left of it."""
+    folder = store.folder("two")
+    folder.mkdir()
+    (folder / left).write_text("{", encoding="utf-8")
+    store.create("two", CONFIG)
+    assert store.config("two") == CONFIG
+    assert [path.name for path in folder.iterdir()] == ["experiment.json"]
+
+
+def test_a_folder_with_more_than_a_configuration_is_nobodys_new_run(store: RunStore) -> None:
+    """An index that was lost does not cost the runs that it knew."""
+    store.folder("two").mkdir()
+    store.append_round("two", {"round_num": 0})
+    with pytest.raises(ExperimentError, match="'two' exists already"):
+        store.create("two", CONFIG)
+    assert [row.run_id for row in store.all()] == ["one"]
+
+
 @pytest.mark.parametrize("run_id", ["../one", "/one", "a/b", "", ".", "..", "a\0b", "x" * 200])
 def test_a_run_stays_in_its_folder(store: RunStore, run_id: str) -> None:
     """An id that is no plain name makes no folder anywhere."""
