@@ -17,7 +17,8 @@ from pydantic import Field, with_config
 from typing_extensions import TypedDict
 
 from core.fields import STRICT, Count, Fraction, Positive, Text
-from core.privacy import PrivacySettings
+from core.privacy import SITE_KEY, PrivacySettings
+from core.secure_messages import SecureReply, SecureRequest
 
 Parameters = dict[str, torch.Tensor]
 """A model's full `state_dict`, detached, on the CPU."""
@@ -106,7 +107,7 @@ class SiteDescription(TypedDict):
     """Answer to `DescribeRequest`.
 
     `status` is a `DataSiteStatus` name; `code_hash` is the SHA-256 of the training code installed
-    at the site, which plans are bound to.
+    at the site, which plans are bound to. `identity_key` is the site's Ed25519 key.
     """
 
     kind: Literal["site"]
@@ -117,6 +118,7 @@ class SiteDescription(TypedDict):
     models: list[str]
     algorithms: list[str]
     datasets: list[DatasetDescription]
+    identity_key: NotRequired[Annotated[str, Field(pattern=SITE_KEY)]]
 
 
 @with_config(STRICT)
@@ -370,6 +372,7 @@ Request = (
     | EvaluateRequest
     | AuditRequest
     | PlansRequest
+    | SecureRequest
 )
 Reply = (
     SiteDescription
@@ -379,6 +382,7 @@ Reply = (
     | EvaluationReport
     | AuditPage
     | PlansPage
+    | SecureReply
     | Failure
 )
 Message = Request | Reply

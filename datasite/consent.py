@@ -12,6 +12,7 @@ from typing import Any
 
 from core.codehash import installed_code_hash
 from core.messages import EvaluateRequest, Message, StatisticsRequest, TrainRequest
+from core.secure_messages import SecureRequest
 from datasite.caller import Caller
 from datasite.plans import Plan
 from datasite.records import Records
@@ -105,7 +106,7 @@ class Consent:
             self._usage.note(grant.plan.plan_id, grant.request, grant.facts["preprocessing"])
 
 
-def facts_of(plan: Plan, request: WorkRequest) -> dict[str, Any]:
+def facts_of(plan: Plan, request: WorkRequest | SecureRequest) -> dict[str, Any]:
     """Give what the audit log has of each request under a plan, done or refused."""
     facts: dict[str, Any] = {
         "dataset": plan.proposal["dataset"],

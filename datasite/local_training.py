@@ -2,12 +2,11 @@
 
 from pydantic import BaseModel, ConfigDict
 
+from core.fields import Count, Positive
 from core.messages import (
     AlgorithmSpec,
-    Count,
     ModelSpec,
     Parameters,
-    Positive,
     Preprocessing,
     SplitSettings,
     TrainingSettings,

@@ -10,7 +10,11 @@ from core.models import available_models
 from datasite.configuration import Rule
 from datasite.training.objectives import available_algorithms
 
-LEVELS: Final = (PrivacyLevel.NONE.value, PrivacyLevel.BASIC.value)
+LEVELS: Final = (
+    PrivacyLevel.NONE.value,
+    PrivacyLevel.BASIC.value,
+    PrivacyLevel.SECURE_AGGREGATION.value,
+)
 """The privacy levels that a plan may name."""
 
 

@@ -86,17 +86,21 @@ class MetricsCollector(MetricsCollectorInterface):
 
 
 def training_metrics(updates: list[ClientUpdate]) -> dict[str, Any]:
-    """Give `training` (mean loss by samples, slowest fit) and `sites`, each one's own numbers."""
-    total = sum(update["num_samples"] for update in updates)
+    """Give `training` (mean loss by samples, slowest fit) and `sites`, each one's own numbers.
+
+    A site under secure aggregation tells its time alone.
+    """
+    counts = ("num_samples", "num_steps")
     sites = {
         update["datasite_id"]: {
-            "num_samples": update["num_samples"],
-            "num_steps": update["num_steps"],
+            **{name: value for name, value in update.items() if name in counts},
             **update["metrics"],
         }
         for update in updates
     }
-    loss = sum(u["metrics"].get("train_loss", 0.0) * u["num_samples"] for u in updates)
+    told = [update for update in updates if "num_samples" in update]
+    total = sum(update["num_samples"] for update in told)
+    loss = sum(u["metrics"].get("train_loss", 0.0) * u["num_samples"] for u in told)
     slowest = max((update["metrics"].get("fit_s", 0.0) for update in updates), default=0.0)
     return {
         "training": {"loss": loss / total if total else 0.0, "slowest_fit_s": slowest},

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from core import wire
 from core.codehash import installed_code_hash
-from core.enums import DataSiteStatus
+from core.enums import DataSiteStatus, PrivacyLevel
 from core.exceptions import DataError, DataSiteError, FederatedLearningError, PlanError
 from core.messages import (
     DatasetDescription,
@@ -151,6 +151,11 @@ class SimulatedSites:
                 site_id=site_id,
             )
         require_offered(proposal, site_id=site_id)
+        if proposal["privacy_level"] == PrivacyLevel.SECURE_AGGREGATION.value:
+            raise PlanError(
+                f"{site_id}: a simulated site has no identity for secure aggregation; choose none",
+                site_id=site_id,
+            )
         require_installed_code(proposal["code_hash"], site_id=site_id)
         plan_id = plan_id_of(proposal, email)
         self._proposals.setdefault(plan_id, proposal)  # one for all sites
