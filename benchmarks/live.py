@@ -40,7 +40,8 @@ from orchestrator.experiment import new_run_id
 from orchestrator.federation import load_federation
 from orchestrator.fleet import Fleet
 from orchestrator.metrics import MetricsCollector
-from orchestrator.round import RoundContext, evaluate_at_sites, run_round
+from orchestrator.round import evaluate_at_sites, run_round
+from orchestrator.round_context import RoundContext
 from orchestrator.schedule import Constant, LocalTraining
 from orchestrator.testbed.presets import AI4I_EXPERIMENT, AI4I_SCHEMA
 from orchestrator.testbed.processes import Testbed, run_datasite

@@ -17,7 +17,9 @@ from pydantic import Field, with_config
 from typing_extensions import TypedDict
 
 from core.fields import STRICT, Count, Fraction, Positive, Text
-from core.privacy import PrivacySettings, Unit  # noqa: TC001 - pydantic reads them
+from core.privacy import SITE_KEY, PrivacySettings
+from core.privacy_messages import PrivacyAccount, PrivacyRequest, PrivacyUnits
+from core.secure_messages import SecureReply, SecureRequest
 
 Parameters = dict[str, torch.Tensor]
 """A model's full `state_dict`, detached, on the CPU."""
@@ -106,7 +108,7 @@ class SiteDescription(TypedDict):
     """Answer to `DescribeRequest`.
 
     `status` is a `DataSiteStatus` name; `code_hash` is the SHA-256 of the training code installed
-    at the site, which plans are bound to.
+    at the site, which plans are bound to. `identity_key` is the site's Ed25519 key.
     """
 
     kind: Literal["site"]
@@ -117,6 +119,7 @@ class SiteDescription(TypedDict):
     models: list[str]
     algorithms: list[str]
     datasets: list[DatasetDescription]
+    identity_key: NotRequired[Annotated[str, Field(pattern=SITE_KEY)]]
 
 
 @with_config(STRICT)
@@ -185,63 +188,6 @@ class SensorStatistics(TypedDict):
     total_of_squares: list[float]
     label_counts: list[Count]
     withheld: NotRequired[list[Literal["label_counts"]]]
-
-
-@with_config(STRICT)
-class PrivacyRequest(TypedDict):
-    """What does the plan's differential privacy cost at your site, and what is left of the budget?
-
-    The noise follows from how many units the site has, which it counts at the first such request,
-    within `deadline_s` seconds; from then on it stays the same for the plan.
-    """
-
-    kind: Literal["privacy_account"]
-    plan_id: Text
-    deadline_s: Positive
-
-
-@with_config(STRICT)
-class PrivacyUnits(TypedDict):
-    """What the trainer counts for the site, which computes the noise; it never leaves the site."""
-
-    kind: Literal["privacy_units"]
-    datasite_id: str
-    units: Count
-
-
-@with_config(STRICT)
-class BudgetState(TypedDict):
-    """What may be told of a dataset's units all in all, and what was: ε at `delta`."""
-
-    epsilon: Positive
-    delta: Positive
-    spent: Annotated[float, Field(ge=0.0)]
-
-
-@with_config(STRICT)
-class PrivacyAccount(TypedDict):
-    """Answer to `PrivacyRequest`: the plan's mechanism at this site, and what can be paid for.
-
-    The plan costs (`epsilon`, `delta`) for each of `units` units, when all its rounds are trained:
-    `steps` a round, in each of which a unit is taken with probability `sample_rate`, and noise of
-    `noise_multiplier` times the clipping norm is added. `rounds_trained` rounds were paid for under
-    the plan so far, and `rounds_left` more can be, by the plan and by the dataset's `budget`; a
-    simulated site has none. One reading lies in up to `windows_per_reading` windows.
-    """
-
-    kind: Literal["privacy_spent"]
-    datasite_id: str
-    unit: Unit
-    units: Count
-    windows_per_reading: Annotated[int, Field(ge=1)]
-    noise_multiplier: Positive
-    sample_rate: Annotated[float, Field(gt=0.0, le=1.0)]
-    steps: Annotated[int, Field(ge=1)]
-    epsilon: Positive
-    delta: Positive
-    rounds_trained: Count
-    rounds_left: Count
-    budget: NotRequired[BudgetState]
 
 
 @with_config(STRICT)
@@ -429,6 +375,7 @@ Request = (
     | EvaluateRequest
     | AuditRequest
     | PlansRequest
+    | SecureRequest
 )
 Reply = (
     SiteDescription
@@ -439,6 +386,7 @@ Reply = (
     | EvaluationReport
     | AuditPage
     | PlansPage
+    | SecureReply
     | Failure
 )
 Inside = PrivacyUnits

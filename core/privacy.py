@@ -61,7 +61,8 @@ class SecureAggregation(TypedDict):
 
     `roster` has the identity key of each site that may take part. At most `sites_per_round` of them
     do in one round, and `threshold` of them must last to its end. No change of one parameter is
-    beyond `max_change`, and no site has more than `max_samples` windows.
+    beyond `max_change`, and no site has more than `max_samples` windows. All of it is the same at
+    every site, or they would not understand each other.
     """
 
     level: Literal["secure_aggregation"]

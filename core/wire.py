@@ -34,7 +34,6 @@ from typing import (
 import torch
 from pydantic import Field, TypeAdapter, ValidationError
 
-from core import messages
 from core.arena import Buffer, scratch
 from core.exceptions import ModelError, ProtocolError
 from core.limits import MAX_HEADER_BYTES, MAX_MESSAGE_BYTES
@@ -61,7 +60,7 @@ _LENGTH_BYTES = 8
 _METADATA = "__metadata__"
 _MESSAGE = "message"
 _NO_TENSORS: Final[Parameters] = {}
-_KINDS_WITH_PARAMETERS = ("train", "update", "evaluate")
+_KINDS_WITH_PARAMETERS = ("train", "update", "evaluate", "masked_update")
 """No set: a kind that somebody made a list of cannot be looked up in one."""
 
 M = TypeVar("M")
@@ -260,12 +259,12 @@ def glance(parcel: Parcel) -> tuple[Message, Entries]:
 
 def is_kind(message: Message, kind: type[M]) -> TypeGuard[M]:
     """Tell whether `message` is of the typed dictionary `kind`."""
-    return bool(message["kind"] == _kind_name(kind.__name__))
+    return bool(message["kind"] == _kind_name(kind))  # type: ignore[arg-type]  # mypy sees no hash in it
 
 
 @cache
-def _kind_name(name: str) -> str:
-    return str(get_args(get_type_hints(getattr(messages, name))["kind"])[0])
+def _kind_name(kind: type[object]) -> str:
+    return str(get_args(get_type_hints(kind)["kind"])[0])
 
 
 def _head(fields: Mapping[str, Any], entries: str) -> bytes:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -20,6 +20,12 @@ from core.auditchain import EMPTY, FIRST, HASHED, Head, digest, follow
 from core.exceptions import ConfigurationError, SecurityError
 from datasite.ledger import AuditRow, Table, as_written, now
 from datasite.statements import Executes
+
+if TYPE_CHECKING:  # at run time it would bring PyTorch with it
+    from core.messages import Message
+
+_MESSAGE_SHOWN: Final = 1000
+"""Characters of an error on the audit log: it may name what the request brought along."""
 
 _TABLE = Table.metadata.tables[AuditRow.__tablename__]
 _APPEND = _TABLE.insert()
@@ -78,6 +84,16 @@ class Anchor:
 
     def __str__(self) -> str:
         return f"{self.count}:{self.sha256}"
+
+
+def answered(
+    who: str, action: str, plan_id: str | None, reply: "Message", detail: dict[str, Any]
+) -> Entry:
+    """Give what the audit log has of a request and its answer; of a refusal, how it began."""
+    if reply["kind"] == "failure":
+        detail = {**detail, "message": reply["message"][:_MESSAGE_SHOWN]}
+    outcome = reply["error"] if reply["kind"] == "failure" else "ok"
+    return Entry(who=who, action=action, plan_id=plan_id, outcome=outcome, detail=detail)
 
 
 def append(connection: Executes, entry: Entry) -> None:

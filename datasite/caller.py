@@ -29,9 +29,19 @@ class Caller:
 
 
 _READS: Final = frozenset({"audit", "plans"})
-_WORKS: Final = frozenset(
-    {"propose", "plan_status", "statistics", "privacy_account", "train", "evaluate"}
+SECURE_KINDS: Final = frozenset(
+    {"secure_keys", "secure_shares", "secure_mask", "secure_confirm", "secure_unmask"}
 )
+"""The steps of secure aggregation."""
+
+_WORKS: Final = SECURE_KINDS | {
+    "propose",
+    "plan_status",
+    "statistics",
+    "privacy_account",
+    "train",
+    "evaluate",
+}
 _ASKS: Final = {
     Role.OPERATOR: _READS | _WORKS,
     Role.AUDITOR: _READS,

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, EmailStr, Field, SecretStr, model_va
 from core.configuration import load_yaml
 from core.enums import PrivacyLevel
 from core.exceptions import ConfigurationError
-from core.privacy import Unit
+from core.privacy import SITE_KEY, Unit
 from datasite.approvers import SCRYPT_FORM
 from datasite.modes import private_directory, require_private_tree, require_secret
 
@@ -181,6 +181,20 @@ class Budget(_Strict):
     unit: Unit = "window"
 
 
+class SecureAggregation(_Strict):
+    """Under which plans the site adds its updates to a sum.
+
+    Attributes:
+        trusts_orchestrator: Whether it is trusted to relay honestly; then more than half of a
+            round's sites are enough for the threshold, and else more than two thirds are asked for.
+        peers: The identity keys of the other sites, as `datasite identity` prints them there. Where
+            there are some, a plan's roster may name no other site.
+    """
+
+    trusts_orchestrator: bool = False
+    peers: dict[SiteId, Annotated[str, Field(pattern=SITE_KEY)]] = Field(default_factory=dict)
+
+
 class SiteConfig(_Strict):
     """Everything in `site.yaml`; a relative path starts at the file's own folder.
 
@@ -211,6 +225,7 @@ class SiteConfig(_Strict):
     training: Training = Training()
     release: Release = Release()
     budget: Budget | None = None
+    secure_aggregation: SecureAggregation = SecureAggregation()
 
     def accounts(self) -> dict[str, Credentials]:
         """Give the accounts that are named, by where: `operator`, `researchers[0]`."""

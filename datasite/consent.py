@@ -11,13 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypeGuard
 
 from core.codehash import installed_code_hash
-from core.messages import (
-    EvaluateRequest,
-    Message,
-    PrivacyRequest,
-    StatisticsRequest,
-    TrainRequest,
-)
+from core.messages import EvaluateRequest, Message, StatisticsRequest, TrainRequest
+from core.privacy_messages import PrivacyRequest
+from core.secure_messages import SecureRequest
 from datasite.caller import Caller
 from datasite.plans import Plan
 from datasite.records import Records
@@ -114,7 +110,7 @@ class Consent:
             self._usage.note(grant.plan.plan_id, grant.request, grant.facts["preprocessing"])
 
 
-def facts_of(plan: Plan, request: WorkRequest) -> dict[str, Any]:
+def facts_of(plan: Plan, request: WorkRequest | SecureRequest) -> dict[str, Any]:
     """Give what the audit log has of each request under a plan, done or refused."""
     facts: dict[str, Any] = {
         "dataset": plan.proposal["dataset"],
@@ -126,6 +122,8 @@ def facts_of(plan: Plan, request: WorkRequest) -> dict[str, Any]:
     return facts
 
 
-def is_of_a_round(request: WorkRequest) -> TypeGuard[TrainRequest | EvaluateRequest]:
+def is_of_a_round(
+    request: WorkRequest | SecureRequest,
+) -> TypeGuard[TrainRequest | EvaluateRequest]:
     """Tell whether a request is one of those that a plan has in each round."""
     return request["kind"] in {"train", "evaluate"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from datasite import audit
 
@@ -12,24 +12,11 @@ if TYPE_CHECKING:
     from datasite.consent import Grant
     from datasite.training.work import Done
 
-_MESSAGE_SHOWN: Final = 1000
-"""Characters of an error on the audit log: it may name what the request brought along."""
-
 
 def worked(grant: Grant, caller: Caller, reply: Message, done: Done) -> audit.Entry:
     """Give the audit log's row of work that was done."""
     facts = {**grant.facts, "bytes_out": len(done.reply)}
-    return entry(caller.email, grant.request["kind"], grant.plan.plan_id, reply, facts)
-
-
-def entry(
-    who: str, action: str, plan_id: str | None, reply: Message, detail: dict[str, Any]
-) -> audit.Entry:
-    """Give the audit log's row of what was answered."""
-    if reply["kind"] == "failure":
-        detail = {**detail, "message": reply["message"][:_MESSAGE_SHOWN]}
-    outcome = reply["error"] if reply["kind"] == "failure" else "ok"
-    return audit.Entry(who=who, action=action, plan_id=plan_id, outcome=outcome, detail=detail)
+    return audit.answered(caller.email, grant.request["kind"], grant.plan.plan_id, reply, facts)
 
 
 def summary(reply: Message) -> str:

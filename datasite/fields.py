@@ -61,6 +61,12 @@ def _of(fields: Mapping[str, Bound]) -> Bound:
     return lambda value: isinstance(value, dict) and excess_of(value, fields) is None
 
 
+def _by_site(longest: int) -> Bound:
+    """Bound one text for each site."""
+    bound = _text(longest)
+    return lambda value: len(value) <= _MOST and all(map(bound, value.values()))
+
+
 def _or_none(bound: Bound) -> Bound:
     return lambda value: value is None or bound(value)
 
@@ -120,6 +126,13 @@ _PLAN: Final[Mapping[str, Bound]] = {
     "expires_at": _TIME,
     "proposal": _plain,
 }
+_ROUND: Final[Mapping[str, Bound]] = {**_REPLY, "round_num": _count}
+_KEYS: Final[Mapping[str, Bound]] = {
+    "sharing": _ID,
+    "masking": _ID,
+    "commitment": _ID,
+    "signature": _text(128),
+}
 _ERRORS: Final = frozenset(
     name
     for name, kind in vars(exceptions).items()
@@ -136,6 +149,7 @@ FIELDS: Final[Mapping[str, Mapping[str, Bound]]] = MappingProxyType(
             "models": _listed(_NAME, _MOST),
             "algorithms": _listed(_NAME, _MOST),
             "datasets": _listed(_of(_DATASET), _MOST),
+            "identity_key": _ID,
         },
         "plan": {
             "kind": _NAME,
@@ -182,6 +196,12 @@ FIELDS: Final[Mapping[str, Mapping[str, Bound]]] = MappingProxyType(
             "test": _of(_SCORES),
             "withheld": _listed(_one_of("validation", "test"), 2),
         },
+        "trained": {**_ROUND, "metrics": _of({"fit_s": _number})},
+        "public_keys": {**_ROUND, "keys": _of(_KEYS), "bound_to": _listed(_NAME, _MOST)},
+        "sealed_shares": {**_ROUND, "sealed": _by_site(96)},
+        "masked_update": {**_ROUND, "parameters": _TENSORS},
+        "confirmation": {**_ROUND, "signature": _text(128)},
+        "unmasking": {**_ROUND, "shares": _by_site(32)},
         "failure": {
             **_REPLY,
             "error": _one_of(*_ERRORS),

@@ -27,11 +27,24 @@ class Identity:
         uid: 32 hexadecimal digits of a version-4 UUID. PySyft's clients force the version bits of
             any other value, and then address a site that does not exist.
         private_key: The Ed25519 seed, 64 hexadecimal digits. It signs every answer and is also
-            the root account's key.
+            the root account's key, and signs the site's keys in secure aggregation.
     """
 
     uid: str
     private_key: str
+
+    @property
+    def public_key(self) -> str:
+        """By which others know that the site has signed something: 64 hexadecimal digits."""
+        return bytes(self._signer.verify_key).hex()
+
+    def sign(self, message: bytes) -> bytes:
+        """Give the signature of a message, 64 bytes; what it is about must stand in the message."""
+        return bytes(self._signer.sign(message).signature)
+
+    @property
+    def _signer(self) -> SigningKey:
+        return SigningKey(bytes.fromhex(self.private_key))
 
     def __repr__(self) -> str:
         """Show the uid and never the key."""

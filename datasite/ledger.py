@@ -136,6 +136,22 @@ class StateRow(Table):
     state: Mapped[bytes] = mapped_column(LargeBinary)
 
 
+class SecureRoundRow(Table):
+    """A round that the site trained in under secure aggregation.
+
+    `request` is the training request's name and `trained_on` what all sites must have trained on.
+    `survivors` is a JSON list of the sites in whose sum the update is; empty while it is in none.
+    """
+
+    __tablename__ = "secure_rounds"
+
+    plan_id: Mapped[str] = mapped_column(ForeignKey("plans.plan_id"), primary_key=True)
+    round_num: Mapped[int] = mapped_column(primary_key=True)
+    request: Mapped[str]
+    trained_on: Mapped[str]
+    survivors: Mapped[str]
+
+
 class AuditRow(Table):
     """One thing that happened; `sha256` covers the row and the row before it (see `audit`)."""
 

@@ -16,6 +16,7 @@ LEVELS: Final = (
     PrivacyLevel.NONE.value,
     PrivacyLevel.BASIC.value,
     PrivacyLevel.DIFFERENTIAL_PRIVACY.value,
+    PrivacyLevel.SECURE_AGGREGATION.value,
 )
 """The privacy levels that a plan may name."""
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from core import wire
 from core.accounting import epsilon
 from core.exceptions import DataSiteError, SecurityError
-from core.messages import BudgetState, PrivacyAccount, PrivacyRequest
+from core.privacy_messages import BudgetState, PrivacyAccount, PrivacyRequest
 from core.wire import Parcel
 from datasite.mechanism import Mechanism, privately
 

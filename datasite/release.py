@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 M = TypeVar("M", bound=Message)
 
 _WORK: Final = frozenset({"update", "evaluation", "sensor_statistics", "failure"})
+MASKED: Final = "parameters/masked"
 _PARTS: Final[tuple[Literal["validation"], Literal["test"]]] = ("validation", "test")
 _NOTHING: Final = ScoreCounts(count=0, loss_total=0.0, negatives=[0] * BINS, positives=[0] * BINS)
 
@@ -142,6 +143,22 @@ def released(reply: Parcel, terms: Terms) -> Released:
         _require_as_many(message, terms)
         return _again(message, _without_small_labels(message, terms), reply)
     return Released(message, reply)
+
+
+def require_mask(reply: Parcel, numbers: int, *, site_id: str) -> None:
+    """Do nothing when a masked update is one tensor of so many numbers, of 8 bytes each.
+
+    Raises:
+        SecurityError: It holds more, or less.
+    """
+    _, entries = wire.glance(reply)
+    size_bytes = 8 * numbers
+    whole = {"dtype": "I64", "shape": [numbers], "data_offsets": [0, size_bytes]}
+    if dict(entries) != {MASKED: whole} or len(reply.body) != size_bytes:
+        raise SecurityError(
+            f"{site_id}: the masked update is not {numbers} numbers, as the plan's model asks for; "
+            "withheld"
+        )
 
 
 def _again(message: Message, left: Message, reply: Parcel) -> Released:

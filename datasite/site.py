@@ -42,12 +42,13 @@ from core.schema import DataSchema
 from core.version import VERSION
 from core.wire import Parcel
 from datasite import audit
-from datasite.caller import Caller, require_may_ask
+from datasite.caller import SECURE_KINDS, Caller, require_may_ask
 from datasite.configuration import SiteConfig
 from datasite.consent import WORK, Consent, DataRequest, Grant, WorkRequest, facts_of
-from datasite.entries import entry, summary, worked
+from datasite.entries import summary, worked
 from datasite.failures import as_failure, unexpected
 from datasite.fields import METRICS, PRIVATE_METRICS
+from datasite.identity import Identity
 from datasite.ledger import Ledger
 from datasite.local_training import LocalTraining
 from datasite.offers import require_known, require_offered, require_private
@@ -58,6 +59,8 @@ from datasite.records import OPERATOR, Records
 from datasite.registry import Dataset, Registry
 from datasite.release import Terms, released, require_listed
 from datasite.replies import Answers, Replies
+from datasite.secure.door import SecureDoor
+from datasite.secure.terms import settings_of
 from datasite.states import NOTHING, States
 from datasite.trainer import Trainer, TrainerProcess, Watch, unwatched
 from datasite.training.objectives import available_algorithms
@@ -102,6 +105,8 @@ class FactoryDataSite(DataSiteInterface):
         self._private = PrivateRounds(records.budgets, site_id=config.site_id)
         self._replies = Replies(self.ledger, config.state / "replies", site_id=config.site_id)
         self._states = States(self.ledger, site_id=config.site_id)
+        self._identity = Identity.open(config.state)
+        self._secure = SecureDoor(records, self._replies, self._identity)
         self._trainer = self._start_trainer(config)
         self._opened.callback(self._trainer.close)
 
@@ -178,6 +183,7 @@ class FactoryDataSite(DataSiteInterface):
                 )
                 for dataset in self.registry.current()
             ],
+            identity_key=self._identity.public_key,
         )
 
     def handle(self, request: Parcel, caller: Caller) -> Parcel:
@@ -208,12 +214,17 @@ class FactoryDataSite(DataSiteInterface):
                 dataset = self.registry.find(message["dataset"], message["dataset_version"])
                 require_offered(message, site_id=self.config.site_id)
                 require_private(message, dataset.schema, site_id=self.config.site_id)
+                self._secure.require_sound(message)
                 plan = self.plans.propose(message, caller, rows=dataset.rows)
                 return self._told(plan.decision())
             case "plan_status":
                 return self._told(self.plans.query(message["plan_id"], caller).decision())
             case "train" | "evaluate" | "statistics" | "privacy_account":
                 return self._work(message, request, caller)
+            case (
+                "secure_keys" | "secure_shares" | "secure_mask" | "secure_confirm" | "secure_unmask"
+            ):
+                return self._secure.answer(message, request, caller)
             case kind:
                 raise DataSiteError(f"{self.config.site_id}: a {kind!r} message is no request")
 
@@ -260,8 +271,10 @@ class FactoryDataSite(DataSiteInterface):
     ) -> Parcel:
         plan_id, round_num = grant.plan.plan_id, message["round_num"]
         answers = Answers(plan_id=plan_id, round_num=round_num, kind="train", request=request.name)
+        secure = settings_of(grant.plan.proposal)
+        is_kept = secure is None or self._secure.is_kept(answers)
         stored = self._replies.find(answers)
-        if stored is not None:
+        if stored is not None and is_kept:
             return stored
         self._consent.begin(grant)
         mechanism = job.get("mechanism")
@@ -270,7 +283,13 @@ class FactoryDataSite(DataSiteInterface):
         watch = partial(self._consent.require_standing, grant)
         assignment = Assignment(job, request, state)
         reply, done = self._perform(grant.dataset, assignment, message, watch)
+        kept = None
+        if secure is not None and reply["kind"] == "update":
+            kept = self._secure.kept(secure, request, done.reply)
+            done = done._replace(reply=kept.reply)
         with self._consent.conclude(grant, reply) as connection:
+            if kept is not None:
+                self._secure.keep(connection, answers, kept)
             if reply["kind"] == "update":
                 self._private.pay(connection, grant, mechanism, round_num)
                 is_paid = mechanism is not None
@@ -360,7 +379,7 @@ class FactoryDataSite(DataSiteInterface):
         self, who: str, action: str, plan_id: str | None, reply: Message, detail: dict[str, Any]
     ) -> None:
         with self.ledger.transaction() as connection:
-            audit.append(connection, entry(who, action, plan_id, reply, detail))
+            audit.append(connection, audit.answered(who, action, plan_id, reply, detail))
 
     def _refuse(
         self, caller: Caller, message: Message | None, error: FederatedLearningError
@@ -378,7 +397,7 @@ class FactoryDataSite(DataSiteInterface):
         return reply
 
     def _facts(self, message: Message | None, caller: Caller) -> dict[str, Any]:
-        if message is None or message["kind"] not in WORK:
+        if message is None or message["kind"] not in WORK | SECURE_KINDS:
             return {}
         request = cast("WorkRequest", message)
         plan = self.plans.own(request["plan_id"], caller)

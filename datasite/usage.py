@@ -23,12 +23,16 @@ if TYPE_CHECKING:
     from datasite.plans import Plan
 
 TIMES: Final = 4
-"""For each round of a plan, so many trainings and as many evaluations are answered, all in all."""
+"""For each round of a plan, so many trainings, as many evaluations and sessions of secure
+aggregation are answered, all in all."""
+
+
+_COUNTED: Final = ("train", "evaluate", "secure_keys")
 
 
 @dataclass(slots=True, kw_only=True)
 class _Used:
-    answered: dict[str, int] = field(default_factory=lambda: {"train": 0, "evaluate": 0})
+    answered: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_COUNTED, 0))
     preprocessing: Preprocessing | None = None
     sha256: str = ""
 
@@ -53,14 +57,7 @@ class Usage:
             PlanError: It was used up, or begun with another preprocessing.
         """
         used = self._of(plan.plan_id)
-        most = TIMES * plan.proposal["rounds"]
-        if used.answered[request["kind"]] >= most:
-            raise plan_refusal(
-                self._site_id,
-                plan.plan_id,
-                f"is used up: a plan of {plan.proposal['rounds']} rounds is answered {most} times, "
-                "repeated rounds among them; start a new run to propose a new plan",
-            )
+        self._require_fewer(used.answered[request["kind"]], plan)
         if request["preprocessing"] == used.preprocessing:
             return used.sha256
         sha256 = _digest(request["preprocessing"])
@@ -77,6 +74,28 @@ class Usage:
         used = self._of(plan_id)
         used.answered[request["kind"]] += 1
         used.preprocessing, used.sha256 = request["preprocessing"], sha256
+
+    def require_session(self, plan: Plan) -> None:
+        """Do nothing when the plan has room for another session of secure aggregation.
+
+        Raises:
+            PlanError: It was used up.
+        """
+        self._require_fewer(self._of(plan.plan_id).answered["secure_keys"], plan)
+
+    def note_session(self, plan_id: str) -> None:
+        """Count a session that was begun and written down."""
+        self._of(plan_id).answered["secure_keys"] += 1
+
+    def _require_fewer(self, answered: int, plan: Plan) -> None:
+        most = TIMES * plan.proposal["rounds"]
+        if answered >= most:
+            raise plan_refusal(
+                self._site_id,
+                plan.plan_id,
+                f"is used up: a plan of {plan.proposal['rounds']} rounds is answered {most} times, "
+                "repeated rounds among them; start a new run to propose a new plan",
+            )
 
     def _of(self, plan_id: str) -> _Used:
         if plan_id not in self._used:
@@ -96,5 +115,5 @@ _AUDIT = Table.metadata.tables[AuditRow.__tablename__]
 _ANSWERED = select(_AUDIT.c.action, _AUDIT.c.detail).where(
     _AUDIT.c.plan_id == bindparam("of_plan"),
     _AUDIT.c.outcome == "ok",
-    or_(_AUDIT.c.action == "train", _AUDIT.c.action == "evaluate"),
+    or_(*(_AUDIT.c.action == action for action in _COUNTED)),
 )

@@ -21,6 +21,7 @@ from core.messages import (
     StatisticsRequest,
 )
 from core.plans import PlanStatus
+from core.privacy import SecureAggregation
 from core.schema import DataSchema
 from orchestrator.configuration import ClassWeight, ExperimentConfig
 from orchestrator.fleet import Answers, Fleet
@@ -38,11 +39,13 @@ class Agreement:
         schema: The same at every site.
         plan_ids: The approved plan of each site.
         rows: Rows that each site has registered; no update can rest on more.
+        secure: What the plans allow of secure aggregation; None at another level.
     """
 
     schema: DataSchema
     plan_ids: Mapping[str, str]
     rows: Mapping[str, int]
+    secure: SecureAggregation | None = None
 
 
 def describe_sites(fleet: Fleet, site_ids: Sequence[str]) -> Answers[SiteDescription]:
@@ -117,6 +120,7 @@ def propose(
     algorithm: AlgorithmSpec,
     *,
     run_id: str,
+    secure: SecureAggregation | None = None,
 ) -> Answers[PlanDecision]:
     """Propose the run to each site; the same run again is the same plan."""
 
@@ -135,7 +139,7 @@ def propose(
             rounds=config.rounds,
             code_hash=site["code_hash"],
             **Travel(config.compression).form,
-            **plan_settings(config.privacy),
+            **plan_settings(config.privacy, secure),
         )
         return fleet.communication.request(proposal, PlanDecision, site_id)
 

@@ -16,13 +16,12 @@ from orchestrator.algorithms import ALGORITHMS, AlgorithmChoice
 from orchestrator.algorithms.fedavg import FedAvgSettings
 from orchestrator.federation import SiteAddress, load_federation
 from orchestrator.participation import Participation
-from orchestrator.privacy import NoPrivacy, Privacy
+from orchestrator.privacy import NoPrivacy, Privacy, secure_refusals
 from orchestrator.schedule import Constant, LocalTraining, ScheduleChoice
 from orchestrator.section import Section
 from orchestrator.simulation import Simulation, Transport
 from orchestrator.stopping import EarlyStopping
 
-NOT_YET = {PrivacyLevel.SECURE_AGGREGATION}
 _FOCAL_GAMMA = 2.0  # as its authors found best
 _LARGEST_SEED = 2**53  # as far as every reader of JSON counts exactly
 
@@ -235,6 +234,8 @@ class ExperimentConfig(Section):
             ConfigurationError: They are not.
         """
         drawn = self.participation.draw_size(sites)
+        for mistake in secure_refusals(self.privacy, drawn):
+            raise ConfigurationError(mistake)
         for what, needed in (
             ("min_sites", self.min_sites or 1),
             (f"algorithm.aggregation {self.aggregator().method}", self.aggregator().fewest_sites()),
@@ -256,10 +257,6 @@ def refusals(config: ExperimentConfig) -> list[str]:
         *kind.refusals(config.algorithm, training),
         *kind.privacy_refusals(config.algorithm, level),
     ]
-    if level in NOT_YET:
-        mistakes.append(
-            f"privacy.level {level.value!r} is not available in this version; choose 'none'"
-        )
     if level is PrivacyLevel.DIFFERENTIAL_PRIVACY and config.training.gradient_clip is not None:
         mistakes.append(
             "training.gradient_clip: differential_privacy shortens the gradient of each window or "
@@ -276,6 +273,12 @@ def refusals(config: ExperimentConfig) -> list[str]:
             f"compression: {config.compression.value} with secure_aggregation: masked updates are "
             "as random as noise, which does not compress, and rounded masks would not cancel; "
             "choose compression none"
+        )
+    if level is PrivacyLevel.SECURE_AGGREGATION and config.transport is not Transport.LIVE:
+        mistakes.append(
+            "privacy.level: secure_aggregation of simulated sites: all of them are in the "
+            "researcher's own process, where there is nobody to hide an update from; choose none, "
+            "which comes to the same but for rounding"
         )
     if config.local_training().at(config.rounds - 1)["learning_rate"] == 0:
         mistakes.append(

@@ -33,7 +33,9 @@ from orchestrator.metrics import MetricsCollector
 from orchestrator.observer import Observer
 from orchestrator.privacy import DifferentialPrivacy
 from orchestrator.private_runs import RunLedger, ask_accounts, preprocessing_of
-from orchestrator.round import RoundContext, evaluate_at_sites, run_round
+from orchestrator.roster import pinned
+from orchestrator.round import evaluate_at_sites, run_round
+from orchestrator.round_context import RoundContext, SecureSum
 from orchestrator.runs import Checkpoint, RunStore
 from orchestrator.stopping import Stopper
 from orchestrator.travel import Travel
@@ -145,6 +147,7 @@ class ExperimentOrchestrator(OrchestratorInterface):
             ),
             deadline_s=config.limits.call_s,
             travel=Travel(config.compression),
+            secure=agreement.secure and SecureSum(run_id=run_id, settings=agreement.secure),
         )
         course = _Course(
             run_id=run_id,
@@ -199,7 +202,9 @@ class ExperimentOrchestrator(OrchestratorInterface):
         schema = require_alike(sites, config.dataset)
         model = _initial_model(config, schema)
         spec = ALGORITHMS[config.algorithm.name].spec(config.algorithm)
-        proposed = propose(fleet, sites, config, spec, run_id=run_id)
+        known = Answers(ok=sites, failed={**logins.failed, **described.failed})
+        secure = pinned(config, known, chosen, self._store.folder(run_id))
+        proposed = propose(fleet, sites, config, spec, run_id=run_id, secure=secure)
         proposed.require(fewest, what="proposal of the plan")
         approved = wait_for_approval(
             fleet,
@@ -217,6 +222,7 @@ class ExperimentOrchestrator(OrchestratorInterface):
             schema=schema,
             plan_ids={site: decision["plan_id"] for site, decision in approved.ok.items()},
             rows={site: find_dataset(sites[site], config.dataset)["rows"] for site in approved.ok},
+            secure=secure,
         )
         return agreement, model
 

@@ -61,12 +61,16 @@ class Fleet:
         communication: How they are reached.
         sites: Where they are.
         attempts: How often a request is sent at most when its failure is retryable.
+
+    Attributes:
+        attempts: Likewise.
     """
 
     def __init__(
         self, communication: SiteCommunication, sites: Sequence[SiteAddress], *, attempts: int
     ) -> None:
         self.communication = communication
+        self.attempts = attempts
         self._addresses = {site.site_id: site for site in sites}
         self._retrying = Retrying(
             retry=retry_if_exception(_is_retryable),

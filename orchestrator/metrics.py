@@ -88,18 +88,20 @@ class MetricsCollector(MetricsCollectorInterface):
 def training_metrics(updates: list[ClientUpdate]) -> dict[str, Any]:
     """Give `training` (mean loss by samples, slowest fit) and `sites`, each one's own numbers.
 
-    The loss is NaN where a site does not tell its own.
+    The loss is NaN where a site does not tell its own; under secure aggregation a site tells no
+    more than its time.
     """
-    total = sum(update["num_samples"] for update in updates)
+    counts = ("num_samples", "num_steps")
     sites = {
         update["datasite_id"]: {
-            "num_samples": update["num_samples"],
-            "num_steps": update["num_steps"],
+            **{name: value for name, value in update.items() if name in counts},
             **update["metrics"],
         }
         for update in updates
     }
-    loss = sum(u["metrics"].get("train_loss", math.nan) * u["num_samples"] for u in updates)
+    told = [update for update in updates if "num_samples" in update]
+    total = sum(update["num_samples"] for update in told)
+    loss = sum(u["metrics"].get("train_loss", math.nan) * u["num_samples"] for u in told)
     slowest = max((update["metrics"].get("fit_s", 0.0) for update in updates), default=0.0)
     return {
         "training": {"loss": loss / total if total else 0.0, "slowest_fit_s": slowest},

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from core.enums import ExperimentStatus
-from core.messages import PrivacyAccount
+from core.privacy_messages import PrivacyAccount
 
 
 class Observer:

@@ -4,8 +4,9 @@ from typing import Annotated, Final, Literal, NotRequired, TypedDict
 
 from pydantic import BeforeValidator, Field
 
-from core.privacy import Basic, PrivacySettings, Unit
+from core.privacy import Basic, PrivacySettings, Unit, Weighting
 from core.privacy import DifferentialPrivacy as PlanOfDifferentialPrivacy
+from core.privacy import SecureAggregation as SecureSettings
 from orchestrator.choices import parse_choice
 from orchestrator.section import Section
 
@@ -64,6 +65,9 @@ class SecureAggregation(Section):
     max_samples: int = Field(default=2**20, ge=1)
 
 
+FEWEST_SITES: Final = 3
+"""In a sum of two, each site knows the other's update."""
+
 _LEVELS: Final[dict[str, type[Section]]] = {
     "none": NoPrivacy,
     "basic": BasicPrivacy,
@@ -90,8 +94,59 @@ class PlanSettings(TypedDict):
     privacy: NotRequired[PrivacySettings]
 
 
-def plan_settings(privacy: Privacy) -> PlanSettings:
-    """Give the section as a plan has it."""
+def secure_settings(
+    privacy: SecureAggregation, *, roster: dict[str, str], drawn: int, weighting: Weighting
+) -> SecureSettings:
+    """Give the section as a plan has it.
+
+    Args:
+        privacy: The section.
+        roster: The identity keys of all sites that may train.
+        drawn: How many of them do in a round.
+        weighting: What a site counts its update by.
+    """
+    return SecureSettings(
+        level="secure_aggregation",
+        roster=roster,
+        sites_per_round=drawn,
+        threshold=privacy.threshold or safe_threshold(drawn),
+        max_change=privacy.max_change,
+        max_samples=privacy.max_samples,
+        weighting=weighting,
+    )
+
+
+def safe_threshold(sites: int) -> int:
+    """Give how many of a round's sites must last for an orchestrator that lies to learn nothing."""
+    return 2 * sites // 3 + 1
+
+
+def secure_refusals(privacy: Privacy, drawn: int) -> list[str]:
+    """Say why a round of so many sites cannot be added up under the section."""
+    if not isinstance(privacy, SecureAggregation):
+        return []
+    if drawn < FEWEST_SITES:
+        return [
+            (
+                f"privacy.level: secure_aggregation of {drawn} sites in a round: each would know "
+                f"the other's update from the sum; let {FEWEST_SITES} or more take part"
+            )
+        ]
+    threshold = privacy.threshold or safe_threshold(drawn)
+    if not drawn // 2 < threshold <= drawn:
+        return [
+            (
+                f"privacy.threshold: {threshold} of the {drawn} sites in a round; choose "
+                f"{drawn // 2 + 1} to {drawn}, or leave it out for {safe_threshold(drawn)}"
+            )
+        ]
+    return []
+
+
+def plan_settings(privacy: Privacy, secure: SecureSettings | None = None) -> PlanSettings:
+    """Give the section as a plan has it; under secure aggregation, `secure_settings`'s."""
+    if secure is not None:
+        return PlanSettings(privacy=secure)
     if isinstance(privacy, BasicPrivacy):
         settings = Basic(
             level="basic", clip_norm=privacy.clip_norm, minimum_count=privacy.minimum_count

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from core.accounting import Event, epsilon, epsilon_of_group
 from core.exceptions import PrivacyBudgetError
-from core.messages import Preprocessing, PrivacyAccount, PrivacyRequest
+from core.messages import Preprocessing
+from core.privacy_messages import PrivacyAccount, PrivacyRequest
 from orchestrator.agreement import positive_weight
 
 if TYPE_CHECKING:

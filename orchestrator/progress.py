@@ -13,7 +13,7 @@ from rich.table import Table
 
 from core.enums import ExperimentStatus
 from core.jsontext import as_json
-from core.messages import PrivacyAccount
+from core.privacy_messages import PrivacyAccount
 from orchestrator.drift import DriftWarnings
 from orchestrator.naming import listed
 from orchestrator.observer import Observer

@@ -1,55 +1,21 @@
 """One round, from the algorithm's configuration to the committed global model."""
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, cast
 
-from core.exceptions import AggregationError, PlanError
-from core.messages import (
-    ClientUpdate,
-    EvaluateRequest,
-    EvaluationReport,
-    ModelSpec,
-    Preprocessing,
-)
+from core.exceptions import AggregationError
+from core.messages import ClientUpdate, EvaluateRequest, EvaluationReport
 from core.models import TorchModel
 from core.wire import Packed
-from orchestrator.algorithms import Algorithm, Gathering
-from orchestrator.fleet import Answers, Fleet
+from orchestrator.algorithms import Algorithm, Gathered, Gathering, Summed
+from orchestrator.fleet import Answers
 from orchestrator.metrics import MetricsCollector
-from orchestrator.participation import Participation
-from orchestrator.travel import Travel
+from orchestrator.round_context import RoundContext
+from orchestrator.secure_round import sum_at_sites
 
 _TENSORS = {"parameters", "control"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoundContext:
-    """What stays the same from round to round.
-
-    Attributes:
-        plan_ids: The approved plan of each site.
-        participants: The sites that may train, those among them that have no plan too: who is
-            drawn for a round must not depend on who was there when the run started.
-        participation: How many of them train in a round.
-        rows: Rows that each site has registered.
-        min_sites: Fewest updates that make a round; by default every site drawn for it.
-        deadline_s: Longest a site may take for one request.
-        travel: In which form parameters travel.
-    """
-
-    fleet: Fleet
-    plan_ids: Mapping[str, str]
-    participants: tuple[str, ...]
-    participation: Participation
-    rows: Mapping[str, int]
-    min_sites: int | None
-    seed: int
-    model: ModelSpec
-    preprocessing: Preprocessing
-    deadline_s: float
-    travel: Travel = field(default_factory=Travel)
 
 
 def run_round(
@@ -72,18 +38,19 @@ def run_round(
     begin, traffic = time.perf_counter(), context.fleet.communication.traffic
     before = traffic.so_far()
     drawn = context.participation.draw(context.participants, seed=context.seed, round_num=round_num)
-    gathered = algorithm.gather()
-    answers = train_at_sites(round_num, drawn, context, algorithm, gathered)
+    gathered, answers = gather(round_num, drawn, context, algorithm)
     fewest = context.min_sites or len(drawn)
     answers.require(fewest, what=f"round {round_num}", round_num=round_num)
     trained = time.perf_counter()
 
     algorithm.commit(gathered)
+    pooled = {"loss": gathered.loss} if isinstance(gathered, Summed) else {}
     del gathered
     model.hold(algorithm.broadcast())
     aggregated = time.perf_counter()
 
     record = collector.collect_round_metrics(round_num, model, list(answers.ok.values()))
+    record["training"].update(pooled)
     record["aggregation"] = {
         "method": algorithm.aggregator.method,
         "sites": dict(algorithm.last_shares),
@@ -97,6 +64,16 @@ def run_round(
         "round": time.perf_counter() - begin,
     }
     return record
+
+
+def gather(
+    round_num: int, site_ids: Sequence[str], context: RoundContext, algorithm: Algorithm
+) -> tuple[Gathered, Answers[dict[str, Any]]]:
+    """Have these sites train; what came of it, all together and, without tensors, by site."""
+    if context.secure is not None:
+        return sum_at_sites(round_num, site_ids, context, algorithm, context.secure)
+    gathered = algorithm.gather()
+    return gathered, train_at_sites(round_num, site_ids, context, algorithm, gathered)
 
 
 def train_at_sites(
@@ -117,28 +94,10 @@ def train_at_sites(
     sent = context.travel.outgoing(model)
 
     def train(site_id: str) -> tuple[ClientUpdate, float]:
-        if site_id not in context.plan_ids:
-            raise PlanError(
-                f"{site_id}: has approved no plan of this run: it was not reached when the run "
-                "started, it refused, or its privacy budget does not allow the run",
-                site_id=site_id,
-            )
+        request = context.training(site_id, config, algorithm)
         communication = context.fleet.communication
         communication.send_model(sent, site_id)
-        answer = communication.request_training(
-            {
-                "plan_id": context.plan_ids[site_id],
-                "seed": context.seed,
-                "model": context.model,
-                "preprocessing": context.preprocessing,
-                "deadline_s": context.deadline_s,
-                **config,
-                **algorithm.configure_site(site_id),
-                **_memory(site_id, context, algorithm),
-                **context.travel.form,
-            },
-            site_id,
-        )
+        answer = communication.request_training(request, site_id)
         update = context.travel.incoming(cast("ClientUpdate", answer), model)
         delta_norm = algorithm.require_valid(update)
         if update["num_samples"] > context.rows[site_id]:
@@ -177,10 +136,3 @@ def evaluate_at_sites(
         return context.fleet.communication.request(request, EvaluationReport, site_id)
 
     return context.fleet.ask(context.plan_ids, evaluate)
-
-
-def _memory(site_id: str, context: RoundContext, algorithm: Algorithm) -> dict[str, int]:
-    """Give the round after which the site kept what it had rounded off, where it did."""
-    if context.travel.how.is_lossy and site_id in algorithm.counted:
-        return {"state_round": algorithm.counted[site_id]}
-    return {}

@@ -72,6 +72,23 @@ def status(config: ConfigFile, as_json: AsJson = False) -> None:
         typer.echo(f"{name.replace('_', ' '):<{width}} {_shown(value)}")
 
 
+@app.command()
+def identity(config: ConfigFile) -> None:
+    """Print the site's name and identity key, for the operators of its peers.
+
+    They compare it with the roster of a plan under secure aggregation, or name it in their
+    site.yaml under `secure_aggregation.peers`. Give it to them over a way of your own, and not by
+    who runs the orchestrator.
+
+    Example: datasite identity --config site.yaml
+    """
+    from datasite.configuration import open_state
+    from datasite.identity import Identity
+
+    site = load(config)
+    typer.echo(f"{site.site_id}: {Identity.open(open_state(site)).public_key}")
+
+
 def _shown(value: "JsonValue") -> str:
     if isinstance(value, list):
         return ", ".join(str(item["name"]) for item in value if isinstance(item, dict)) or "none"

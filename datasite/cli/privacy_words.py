@@ -6,7 +6,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from core.messages import PlanProposal
-    from core.privacy import Basic, DifferentialPrivacy
+    from core.privacy import Basic, DifferentialPrivacy, SecureAggregation
 
 
 def privacy_in_words(proposal: "PlanProposal") -> str:
@@ -43,8 +43,31 @@ The guarantee is for the training part: the two parts for evaluation are counted
 
 
 _WHOSE = {"window": "any one window", "machine": "the windows of any one machine"}
+
+
+def _secure(proposal: "PlanProposal") -> str:
+    asked: SecureAggregation = proposal["privacy"]  # type: ignore[assignment]
+    roster = "".join(f"\n  - {name}: {key}" for name, key in sorted(asked["roster"].items()))
+    counted = _COUNTED_BY[asked["weighting"]]
+    return f"""\
+secure_aggregation. The orchestrator gets the sum of the updates of {asked["threshold"]} to \
+{asked["sites_per_round"]} sites of a round,
+each counted by {counted}, and no single one. Of this site it learns when it
+trained, and for how long. The sum itself is told, and all other sites together can subtract
+their own updates from it. What hides this site's are the keys of the others, which the
+orchestrator passes on: compare them with what 'datasite identity' prints there.
+It costs no privacy budget, for there is none at this level. The roster:{roster}"""
+
+
+_COUNTED_BY = {
+    "samples": "how many windows it trained on",
+    "equal": "one",
+    "normalised": "its windows over its local steps",
+}
+
 _WORDS: "Mapping[str, Callable[[PlanProposal], str]]" = {
     "none": _none,
     "basic": _basic,
     "differential_privacy": _differential_privacy,
+    "secure_aggregation": _secure,
 }

@@ -12,18 +12,13 @@ from typing import TYPE_CHECKING
 
 from core import wire
 from core.codehash import installed_code_hash
-from core.enums import DataSiteStatus
+from core.enums import DataSiteStatus, PrivacyLevel
 from core.exceptions import DataError, DataSiteError, FederatedLearningError, PlanError
-from core.messages import (
-    DatasetDescription,
-    PlanDecision,
-    PrivacyAccount,
-    PrivacyRequest,
-    SiteDescription,
-)
+from core.messages import DatasetDescription, PlanDecision, SiteDescription
 from core.models import available_models
 from core.plans import PlanStatus
 from core.privacy import is_private
+from core.privacy_messages import PrivacyAccount, PrivacyRequest
 from core.version import VERSION
 from datasite.bounds import excess_of, plan_refusal, require_installed_code
 from datasite.consent import WorkRequest, is_of_a_round
@@ -155,6 +150,11 @@ class SimulatedSites:
             )
         require_offered(proposal, site_id=site_id)
         require_private(proposal, self._setup.schema, site_id=site_id)
+        if proposal["privacy_level"] == PrivacyLevel.SECURE_AGGREGATION.value:
+            raise PlanError(
+                f"{site_id}: a simulated site has no identity for secure aggregation; choose none",
+                site_id=site_id,
+            )
         require_installed_code(proposal["code_hash"], site_id=site_id)
         plan_id = plan_id_of(proposal, email)
         self._proposals.setdefault(plan_id, proposal)  # one for all sites

@@ -25,7 +25,6 @@ from core.messages import (
     EvaluationReport,
     Parameters,
     Preprocessing,
-    PrivacyUnits,
     ScoreCounts,
     SensorStatistics,
     SplitSettings,
@@ -35,6 +34,7 @@ from core.models import TorchModel, load_model
 from core.packing import Allocate
 from core.parameters import cast_like, distance, require_finite
 from core.privacy import PrivacySettings, is_private
+from core.privacy_messages import PrivacyUnits
 from core.schema import DataSchema
 from core.seeds import derive_seed
 from core.wire import Parcel

@@ -36,8 +36,8 @@ class Contribution:
     delta_norm: float | None = None
 
 
-class SiteShare(TypedDict):
-    """What became of one site's contribution.
+class SiteShare(TypedDict, total=False):
+    """What became of one site's contribution; under secure aggregation nothing is known of it.
 
     `share` is its part in the result, from 0 to 1; those of a round add up to 1. `delta_norm` is
     the l2 norm of its parameters minus those it received, before clipping; `clip_factor` is what

@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, SerializeAsAny
 
 from core.enums import FederatedAlgorithm
 from core.messages import Parameters
-from orchestrator.algorithms.base import Algorithm, AlgorithmSettings, Gathering
+from orchestrator.algorithms.base import Algorithm, AlgorithmSettings, Gathered, Gathering
 from orchestrator.algorithms.fedadam import FedAdam
 from orchestrator.algorithms.fedavg import FedAvg
 from orchestrator.algorithms.fedavgm import FedAvgM
@@ -14,6 +14,7 @@ from orchestrator.algorithms.feddyn import FedDyn
 from orchestrator.algorithms.fednova import FedNova
 from orchestrator.algorithms.fedprox import FedProx
 from orchestrator.algorithms.scaffold import Scaffold
+from orchestrator.algorithms.summed import Summed
 from orchestrator.choices import parse_choice
 from orchestrator.schedule import LocalTraining
 
@@ -58,6 +59,8 @@ __all__ = [
     "AlgorithmChoice",
     "AlgorithmSettings",
     "FedAvg",
+    "Gathered",
     "Gathering",
+    "Summed",
     "build_algorithm",
 ]

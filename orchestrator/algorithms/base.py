@@ -1,10 +1,11 @@
 """What the server halves share: settings, checks on updates, and one pure step a round."""
 
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, NamedTuple, cast
+from fractions import Fraction
+from typing import Annotated, Any, ClassVar, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny
 
@@ -21,6 +22,7 @@ from core.parameters import (
     require_same_layout,
     require_updates,
 )
+from core.privacy import Weighting
 from core.wire import Packed
 from orchestrator.aggregation import (
     Aggregator,
@@ -75,31 +77,44 @@ class Step:
     sites: Mapping[str, SiteShare]
 
 
-class Told(NamedTuple):
-    """What is kept of an update once its tensors have been added."""
+class Gathered(ABC):
+    """What a round's updates come to, whoever has added them up.
 
-    site_id: str
-    round_num: int
-    num_samples: int
-    num_steps: int
+    Attributes:
+        counted: The round of each update that is in it, by its site.
+        samples: Σ n_k.
+        effective: Σ n_k ‖a_k‖₁, see `Algorithm.amount`.
+        normalised: Σ n_k / ‖a_k‖₁.
+        control: The sum of what the updates brought beside their parameters, in float64.
+    """
+
+    def __init__(self) -> None:
+        self.counted: dict[str, int] = {}
+        self.samples = 0
+        self.effective = Fraction(0)
+        self.normalised = Fraction(0)
+        self.control: Parameters = {}
+
+    @abstractmethod
+    def combined(self) -> Combined:
+        """Give the updates as one.
+
+        Raises:
+            AggregationError: They are too few.
+        """
 
 
-class Gathering:
+class Gathering(Gathered):
     """The updates of one round, added as they come in, in the order of their sites.
 
     Args:
         algorithm: Of which it is a round.
-
-    Attributes:
-        told: What each update said, in the order in which they were added.
-        control: The sum of what the updates brought beside their parameters, in float64.
     """
 
     def __init__(self, algorithm: "Algorithm") -> None:
+        super().__init__()
         self._algorithm = algorithm
         self._accumulator = algorithm.aggregator.start(algorithm.parameters)
-        self.told: list[Told] = []
-        self.control: Parameters = {}
 
     def add(self, update: ClientUpdate, delta_norm: float | None = None) -> None:
         """Add a valid update; nothing of it is held unless the aggregation compares updates.
@@ -112,29 +127,26 @@ class Gathering:
             AggregationError: Its site has sent one already.
         """
         site_id = update["datasite_id"]
-        if self.told and site_id <= self.told[-1].site_id:
+        if self.counted and site_id <= next(reversed(self.counted)):
             raise AggregationError(f"{site_id}: sent two updates for one round", site_id=site_id)
-        weight = self._algorithm.weight(update)
+        samples, amount = update["num_samples"], self._algorithm.amount(update)
         contribution = Contribution(
             site_id=site_id,
             parameters=update["parameters"],
-            weight=weight,
+            weight=samples / amount,
             delta_norm=delta_norm,
         )
         self._accumulator.add(contribution)
         if "control" in update:
             brought = update["control"]
             self.control = add(self.control, brought) if self.control else as_float64(brought)
-        self.told.append(
-            Told(site_id, update["round_num"], update["num_samples"], update["num_steps"])
-        )
+        self.counted[site_id] = update["round_num"]
+        self.samples += samples
+        self.effective += samples * Fraction(amount)
+        self.normalised += samples / Fraction(amount)
 
     def combined(self) -> Combined:
-        """Give the updates as one.
-
-        Raises:
-            AggregationError: They are too few.
-        """
+        """See `Gathered.combined`."""
         return self._accumulator.combined()
 
 
@@ -243,12 +255,22 @@ class Algorithm(FederatedAlgorithmInterface):
         return {}
 
     @abstractmethod
-    def _step(self, gathered: Gathering) -> Step:
+    def _step(self, gathered: Gathered) -> Step:
         """Give the next step."""
 
-    def weight(self, update: ClientUpdate) -> float:
-        """Give the weight of an update in a weighted aggregation; by default its samples."""
-        return update["num_samples"]
+    @classmethod
+    def weighting(cls, settings: AlgorithmSettings) -> Weighting:
+        """Give what a site counts its update by, where it does so itself."""
+        is_equal = cls.build_aggregator(settings).method == AggregationMethod.SIMPLE_AVERAGE.value
+        return "equal" if is_equal else "samples"
+
+    def amount(self, update: ClientUpdate) -> float:
+        """Give ‖a_k‖₁, what the local steps of an update amount to, by which its weight is divided.
+
+        By default 1: the weight of an update is its samples.
+        """
+        del update
+        return 1.0
 
     def aggregate(self, client_updates: list[dict[str, Any]]) -> Parameters:
         """See `FederatedAlgorithmInterface`."""
@@ -276,7 +298,7 @@ class Algorithm(FederatedAlgorithmInterface):
         """Begin a round; what is gathered in it is combined by `commit`."""
         return Gathering(self)
 
-    def commit(self, gathered: Gathering) -> None:
+    def commit(self, gathered: Gathered) -> None:
         """Make the step of a round.
 
         Raises:
@@ -284,7 +306,7 @@ class Algorithm(FederatedAlgorithmInterface):
         """
         step = self._step(gathered)
         self.parameters, self.state, self.last_shares = step.parameters, step.state, step.sites
-        self.counted |= {told.site_id: told.round_num for told in gathered.told}
+        self.counted |= gathered.counted
 
     def broadcast(self) -> Packed:
         """Give what is sent to the sites, encoded; the global parameters then lie in its memory."""

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from core.messages import Parameters
 from core.parameters import add, difference, scale, zeros_like
-from orchestrator.algorithms.base import Algorithm, AlgorithmSettings, Gathering, Step
+from orchestrator.algorithms.base import Algorithm, AlgorithmSettings, Gathered, Step
 
 
 class FedAdamSettings(AlgorithmSettings):
@@ -38,7 +38,7 @@ class FedAdam(Algorithm):
         zeros = zeros_like(parameters)
         return {"m": zeros, "v": {name: torch.full_like(t, tau**2) for name, t in zeros.items()}}
 
-    def _step(self, gathered: Gathering) -> Step:
+    def _step(self, gathered: Gathered) -> Step:
         s = cast("FedAdamSettings", self.settings)
         combined = gathered.combined()
         change = difference(combined.parameters, self.parameters)

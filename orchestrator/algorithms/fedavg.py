@@ -7,7 +7,7 @@ McMahan et al., AISTATS 2017, https://arxiv.org/abs/1602.05629, algorithm 1.
 
 from typing import ClassVar, Literal
 
-from orchestrator.algorithms.base import Algorithm, AlgorithmSettings, Gathering, Step
+from orchestrator.algorithms.base import Algorithm, AlgorithmSettings, Gathered, Step
 
 
 class FedAvgSettings(AlgorithmSettings):
@@ -21,6 +21,6 @@ class FedAvg(Algorithm):
 
     Settings: ClassVar[type[AlgorithmSettings]] = FedAvgSettings
 
-    def _step(self, gathered: Gathering) -> Step:
+    def _step(self, gathered: Gathered) -> Step:
         combined = gathered.combined()
         return Step(parameters=self.as_global(combined.parameters), sites=combined.sites)

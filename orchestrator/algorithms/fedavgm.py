@@ -12,7 +12,7 @@ from pydantic import Field
 
 from core.messages import Parameters
 from core.parameters import add, difference, scale, zeros_like
-from orchestrator.algorithms.base import Algorithm, AlgorithmSettings, Gathering, Step
+from orchestrator.algorithms.base import Algorithm, AlgorithmSettings, Gathered, Step
 
 
 class FedAvgMSettings(AlgorithmSettings):
@@ -32,7 +32,7 @@ class FedAvgM(Algorithm):
         """Give v = 0."""
         return {"v": zeros_like(parameters)}
 
-    def _step(self, gathered: Gathering) -> Step:
+    def _step(self, gathered: Gathered) -> Step:
         settings = cast("FedAvgMSettings", self.settings)
         combined = gathered.combined()
         change = difference(self.parameters, combined.parameters)

@@ -16,7 +16,7 @@ from pydantic import Field
 from core.enums import AggregationMethod
 from core.messages import Parameters, TrainingSettings
 from core.parameters import add, difference, scale, zeros_like
-from orchestrator.algorithms.base import Algorithm, AlgorithmSettings, Gathering, Step
+from orchestrator.algorithms.base import Algorithm, AlgorithmSettings, Gathered, Step
 
 
 class FedDynSettings(AlgorithmSettings):
@@ -57,12 +57,12 @@ class FedDyn(Algorithm):
         """Give h = 0."""
         return {"h": zeros_like(parameters)}
 
-    def _step(self, gathered: Gathering) -> Step:
+    def _step(self, gathered: Gathered) -> Step:
         alpha = cast("FedDynSettings", self.settings).alpha
         combined = gathered.combined()
         # The mean is over |P| sites: times |P| it is the sum that h asks for.
         change = difference(combined.parameters, self.parameters)
-        h = add(self.state["h"], scale(change, -alpha * len(gathered.told) / self.num_sites))
+        h = add(self.state["h"], scale(change, -alpha * len(gathered.counted) / self.num_sites))
         bent = add(combined.parameters, scale(h, -1 / alpha))
         parameters = self.as_global({**combined.parameters, **bent})
         return Step(parameters=parameters, state={"h": h}, sites=combined.sites)

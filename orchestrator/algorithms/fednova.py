@@ -14,14 +14,15 @@ when μ > 0; here it is the same sum for all μ, so that equal steps always give
 are those really done. Adam has no such vector.
 """
 
-from fractions import Fraction
 from typing import Literal, cast
 
 from pydantic import Field
 
 from core.messages import ClientUpdate, TrainingSettings
+from core.normalising import normaliser
 from core.parameters import add, difference, scale
-from orchestrator.algorithms.base import Algorithm, AlgorithmSettings, Gathering, Step
+from core.privacy import Weighting
+from orchestrator.algorithms.base import Algorithm, AlgorithmSettings, Gathered, Step
 
 
 class FedNovaSettings(AlgorithmSettings):
@@ -55,47 +56,28 @@ class FedNova(Algorithm):
             )
         return refused
 
-    def weight(self, update: ClientUpdate) -> float:
-        """Give n_k / ‖a_k‖₁: in a mean so weighted, no site's steps count twice."""
-        return update["num_samples"] / self._amount(update["round_num"], update["num_steps"])
+    @classmethod
+    def weighting(cls, settings: AlgorithmSettings) -> Weighting:
+        """See `Algorithm.weighting`."""
+        del settings
+        return "normalised"
 
-    def _step(self, gathered: Gathering) -> Step:
+    def amount(self, update: ClientUpdate) -> float:
+        """Give ‖a_k‖₁: in a mean weighted by n_k / ‖a_k‖₁, no site's steps count twice."""
+        settings = self.training.at(update["round_num"])
+        mu = cast("FedNovaSettings", self.settings).mu
+        eta_mu = settings["learning_rate"] * mu
+        return normaliser(update["num_steps"], momentum=settings["momentum"], eta_mu=eta_mu)
+
+    def _step(self, gathered: Gathered) -> Step:
         """Give w + τ_eff Σ_k p_k (w_k − w) / ‖a_k‖₁.
 
         The mean weighted by n_k / ‖a_k‖₁ is that sum over Σ_k p_k / ‖a_k‖₁, so its change is
         multiplied by τ_eff and by that, as fractions: where all ‖a_k‖₁ are equal, exactly by 1.
         """
-        total = sum(told.num_samples for told in gathered.told)
-        effective, normalised = Fraction(0), Fraction(0)
-        for told in gathered.told:
-            amount = Fraction(self._amount(told.round_num, told.num_steps))
-            effective += told.num_samples * amount
-            normalised += told.num_samples / amount
         combined = gathered.combined()
+        factor = gathered.effective * gathered.normalised / gathered.samples**2
         change = difference(combined.parameters, self.parameters)
-        moved = add(self.parameters, scale(change, float(effective * normalised / total**2)))
+        moved = add(self.parameters, scale(change, float(factor)))
         parameters = self.as_global({**combined.parameters, **moved})
         return Step(parameters=parameters, sites=combined.sites)
-
-    def _amount(self, round_num: int, steps: int) -> float:
-        settings = self.training.at(round_num)
-        mu = cast("FedNovaSettings", self.settings).mu
-        return normaliser(
-            steps, momentum=settings["momentum"], eta_mu=settings["learning_rate"] * mu
-        )
-
-
-def normaliser(steps: int, *, momentum: float, eta_mu: float) -> float:
-    """Give ‖a‖₁ of `steps` local steps: how much change a gradient of 1 at each step makes, over η.
-
-    Args:
-        steps: τ, at least 1.
-        momentum: ρ in [0, 1), with no dampening, the buffer empty at first.
-        eta_mu: Learning rate times the strength of the proximal term.
-    """
-    change, velocity, total = 0.0, 1.0, 0.0
-    for _ in range(steps):  # follows one unit gradient, which weighs `change` after so many steps
-        change += velocity
-        total += abs(change)
-        velocity = momentum * velocity - eta_mu * change
-    return total

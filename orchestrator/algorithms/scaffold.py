@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 
 from pydantic import Field
 
-from core.enums import AggregationMethod
+from core.enums import AggregationMethod, PrivacyLevel
 from core.exceptions import AggregationError, ModelError
 from core.messages import ClientUpdate, Parameters, TrainingSettings
 from core.parameters import (
@@ -23,7 +23,7 @@ from core.parameters import (
     scale,
     zeros_like,
 )
-from orchestrator.algorithms.base import Algorithm, AlgorithmSettings, Gathering, Step
+from orchestrator.algorithms.base import Algorithm, AlgorithmSettings, Gathered, Step
 
 
 class ScaffoldSettings(AlgorithmSettings):
@@ -58,6 +58,19 @@ class Scaffold(Algorithm):
             )
         return refused
 
+    @classmethod
+    def privacy_refusals(cls, settings: AlgorithmSettings, level: PrivacyLevel) -> list[str]:
+        """See `Algorithm.privacy_refusals`."""
+        if level is not PrivacyLevel.SECURE_AGGREGATION:
+            return super().privacy_refusals(settings, level)
+        return [
+            (
+                "privacy.level: scaffold under secure_aggregation: sites send the change of their "
+                "control variates beside the update, which is not masked; choose fedavg, fedprox, "
+                "feddyn, fednova, fedavgm or fedadam"
+            )
+        ]
+
     def initial_state(self, parameters: Parameters) -> Mapping[str, Parameters]:
         """Give c = 0."""
         return {"c": zeros_like(parameters)}
@@ -82,7 +95,7 @@ class Scaffold(Algorithm):
             raise AggregationError(str(exc), site_id=site_id) from exc
         return delta_norm
 
-    def _step(self, gathered: Gathering) -> Step:
+    def _step(self, gathered: Gathered) -> Step:
         rate = cast("ScaffoldSettings", self.settings).server_learning_rate
         combined = gathered.combined()
         change = difference(combined.parameters, self.parameters)

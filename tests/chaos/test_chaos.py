@@ -59,7 +59,6 @@ def undisturbed(live: LiveFederation) -> Callable[[str], Undisturbed]:
             live.fuse_of(whom).put_out()
         parameters = final_parameters(live, course.scenario.name)
         require_proven(course, parameters)
-        print(setting, moments)
         return Undisturbed(parameters=parameters, moments=moments)
 
     return cache(run)

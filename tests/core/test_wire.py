@@ -124,6 +124,20 @@ plan_record = record(
 )
 dataset = record(name=text, version=one_up, rows=counts, schema=names_to(json_values))
 
+
+def hexadecimal(digits: int) -> st.SearchStrategy[str]:
+    """Give texts of so many hexadecimal digits."""
+    return st.binary(min_size=digits // 2, max_size=digits // 2).map(bytes.hex)
+
+
+step = {"plan_id": text, "round_num": counts, "session_id": hexadecimal(32)}
+session_keys = record(
+    sharing=hexadecimal(64),
+    masking=hexadecimal(64),
+    commitment=hexadecimal(64),
+    signature=hexadecimal(128),
+)
+
 FIELDS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "describe": record(),
     "site": record(
@@ -203,6 +217,17 @@ FIELDS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "evaluation": record(
         datasite_id=text, round_num=counts, validation=score_counts, test=score_counts
     ),
+    "trained": record(datasite_id=text, round_num=counts, metrics=names_to(finite)),
+    "secure_keys": record(**step),
+    "public_keys": record(datasite_id=text, round_num=counts, keys=session_keys),
+    "secure_shares": record(**step, keys=names_to(session_keys)),
+    "sealed_shares": record(datasite_id=text, round_num=counts, sealed=names_to(hexadecimal(96))),
+    "secure_mask": record(**step, sealed=names_to(hexadecimal(96))),
+    "masked_update": record(datasite_id=text, round_num=counts, parameters=parameters()),
+    "secure_confirm": record(**step, survivors=few(text)),
+    "confirmation": record(datasite_id=text, round_num=counts, signature=hexadecimal(128)),
+    "secure_unmask": record(**step, confirmations=names_to(hexadecimal(128))),
+    "unmasking": record(datasite_id=text, round_num=counts, shares=names_to(hexadecimal(32))),
     "audit": record(after=counts),
     "audit_page": record(datasite_id=text, rows=few(audit_entry), newest=counts),
     "plans": record(after=counts),

@@ -33,7 +33,7 @@ from core import exceptions, wire
 from core.exceptions import FederatedLearningError
 from core.wire import Parcel
 from datasite import audit
-from datasite.caller import Caller, Role
+from datasite.caller import SECURE_KINDS, Caller, Role
 from datasite.ledger import AuditRow, Table
 from datasite.site import FactoryDataSite
 
@@ -51,6 +51,25 @@ some_of_them = settings(
     database=None,
     suppress_health_check=list(HealthCheck),
 )
+
+
+def secure_requests(plan_id: str) -> dict[str, dict[str, Any]]:
+    """Give each step of secure aggregation as it might be asked for, if the plan allowed it."""
+    said = {"plan_id": plan_id, "round_num": 0, "session_id": "5" * 32}
+    keys = {
+        "sharing": "0" * 64,
+        "masking": "1" * 64,
+        "commitment": "2" * 64,
+        "signature": "3" * 128,
+    }
+    more: dict[str, dict[str, Any]] = {
+        "secure_keys": {},
+        "secure_shares": {"keys": {"factory-1": keys}},
+        "secure_mask": {"sealed": {"factory-2": "4" * 96}},
+        "secure_confirm": {"survivors": ["factory-1"]},
+        "secure_unmask": {"confirmations": {"factory-1": "5" * 128}},
+    }
+    return {kind: {"kind": kind, **said, **fields} for kind, fields in more.items()}
 
 
 class Target:
@@ -80,6 +99,7 @@ class Target:
             "evaluate": evaluate_request(plan_id),
             "audit": {"kind": "audit", "after": 0},
             "plans": {"kind": "plans", "after": 0},
+            **secure_requests(plan_id),
         }
         assert ask(site, self.valid["privacy_account"])["kind"] == "privacy_spent"
         self.blobs = {kind: encoded(fields).joined() for kind, fields in self.valid.items()}
@@ -158,19 +178,16 @@ def written(fields: dict[str, Any], name: str, value: str) -> str:
     return "{" + ", ".join(f"{json.dumps(key)}: {said}" for key, said in pairs.items()) + "}"
 
 
-kinds = st.sampled_from(
-    [
-        "describe",
-        "propose",
-        "plan_status",
-        "statistics",
-        "privacy_account",
-        "train",
-        "evaluate",
-        "audit",
-        "plans",
-    ]
-)
+WORK: Final = [
+    "describe",
+    "propose",
+    "plan_status",
+    "statistics",
+    "privacy_account",
+    "train",
+    "evaluate",
+]
+kinds = st.sampled_from([*WORK, "audit", "plans", *sorted(SECURE_KINDS)])
 
 VALUES: Final = [
     "null",

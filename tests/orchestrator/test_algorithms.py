@@ -10,9 +10,9 @@ from torch import nn
 
 from core import AggregationError
 from core.messages import Parameters, TrainingSettings
+from core.normalising import normaliser
 from core.parameters import largest_difference
 from orchestrator.algorithms import ALGORITHMS, Algorithm, build_algorithm
-from orchestrator.algorithms.fednova import normaliser
 from orchestrator.schedule import LocalTraining, Step
 
 

@@ -252,7 +252,7 @@ def test_nothing_is_held_of_a_gathered_update(name: str) -> None:
         del one
         gc.collect()
         assert [ref() for ref in held] == [None, None, None]
-    assert [told.site_id for told in gathering.told] == [f"factory-{n}" for n in range(3)]
+    assert list(gathering.counted) == [f"factory-{n}" for n in range(3)]
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

@@ -1,0 +1,1 @@
+"""A site's part in secure aggregation; see `core.secure` for what both sides share."""
