@@ -53,10 +53,13 @@ class Event(NamedTuple):
     steps: int
 
 
-def epsilon(events: Iterable[Event], delta: float) -> float:
-    """Give ε at `delta` of all events together; 0 of none, inf where there is no noise."""
-    totals = _rdp(events)
-    return _epsilon_at(totals, delta) if any(totals) else 0.0
+def epsilon(events: Iterable[Event], delta: float, orders: tuple[float, ...] = ORDERS) -> float:
+    """Give ε at `delta` of all events together; 0 of none, inf where there is no noise.
+
+    It is the least that follows from the divergence at any one of `orders`.
+    """
+    totals = _rdp(events, orders)
+    return _epsilon_at(totals, delta, orders) if any(totals) else 0.0
 
 
 def epsilon_by_prv(events: Iterable[Event], delta: float) -> float:
@@ -118,7 +121,7 @@ def epsilon_of_group(events: Sequence[Event], delta: float, size: int) -> float:
     """Give ε at the same `delta` for `size` units together, such as the windows of one reading.
 
     What is (ε', δ')-private for one unit is (k ε', k e^((k-1) ε') δ')-private for k units. Here δ'
-    is so small that the second is `delta`; inf when there is no such number.
+    is so small that the second is `delta`; inf when no such number can be told from 0.
 
     Source: Dwork & Roth, The Algorithmic Foundations of Differential Privacy, 2014, theorem 2.2,
     in its form for δ > 0 (Vadhan, The Complexity of Differential Privacy, 2017, lemma 2.2).
@@ -145,17 +148,17 @@ def _together(events: Iterable[Event]) -> list[Event]:
     return [Event(sigma, rate, count) for (sigma, rate), count in steps.items() if count]
 
 
-def _rdp(events: Iterable[Event]) -> list[float]:
-    """Give the Rényi divergence of all events together, at each of `ORDERS`."""
-    totals = [0.0] * len(ORDERS)
+def _rdp(events: Iterable[Event], orders: tuple[float, ...]) -> list[float]:
+    """Give the Rényi divergence of all events together, at each order."""
+    totals = [0.0] * len(orders)
     for sigma, rate, steps in _together(events):
-        for place, value in enumerate(_rdp_of_step(sigma, rate)):
+        for place, value in enumerate(_rdp_of_step(sigma, rate, orders)):
             totals[place] += steps * value
     return totals
 
 
 @lru_cache(maxsize=512)
-def _rdp_of_step(sigma: float, rate: float) -> tuple[float, ...]:
+def _rdp_of_step(sigma: float, rate: float, orders: tuple[float, ...]) -> tuple[float, ...]:
     from opacus.accountants.analysis.rdp import compute_rdp  # noqa: PLC0415 - takes seconds
 
     def at(order: float) -> float:
@@ -165,14 +168,14 @@ def _rdp_of_step(sigma: float, rate: float) -> tuple[float, ...]:
             return math.inf
         return math.inf if math.isnan(found) else max(0.0, found)
 
-    return tuple(map(at, ORDERS))
+    return tuple(map(at, orders))
 
 
-def _epsilon_at(totals: Sequence[float], delta: float) -> float:
+def _epsilon_at(totals: Sequence[float], delta: float, orders: Sequence[float]) -> float:
     from opacus.accountants.analysis.rdp import get_privacy_spent  # noqa: PLC0415 - as above
 
     with warnings.catch_warnings():
         # That the first or last order is the best: a bound all the same.
         warnings.filterwarnings("ignore", message="Optimal order is")
-        found, _ = get_privacy_spent(orders=ORDERS, rdp=totals, delta=delta)
+        found, _ = get_privacy_spent(orders=orders, rdp=totals, delta=delta)
     return max(0.0, float(found))

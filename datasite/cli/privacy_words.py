@@ -26,8 +26,8 @@ def _basic(proposal: "PlanProposal") -> str:
     asked: Basic = proposal["privacy"]  # type: ignore[assignment]
     return f"""\
 basic. No formal guarantee: each update is shortened to a change of at most
-{asked["clip_norm"]:g} (l2 norm), and no count is told over fewer than {asked["minimum_count"]} rows. \
-Whoever has an update
+{asked["clip_norm"]:g} (l2 norm), and no count is told over fewer than \
+{asked["minimum_count"]} rows. Whoever has an update
 can try to reconstruct rows from it. It costs no privacy budget, for there is none at this level."""
 
 
