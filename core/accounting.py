@@ -24,12 +24,21 @@ from core.exceptions import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-ORDERS: Final[tuple[float, ...]] = (
-    *(1 + tenths / 10 for tenths in range(1, 100)),
-    *map(float, range(11, 64)),
-    *(64.0, 80.0, 96.0, 128.0, 192.0, 256.0, 384.0, 512.0, 1024.0),
+WHOLE_ORDERS: Final = (
+    *map(float, range(2, 64)),
+    64.0,
+    80.0,
+    96.0,
+    128.0,
+    192.0,
+    256.0,
+    512.0,
+    1024.0,
 )
 """Rényi orders α. The large ones are for a small ε; for more, Opacus' binomials overflow."""
+
+_TENTHS: Final = tuple(1 + tenths / 10 for tenths in range(1, 100))
+"""Orders for a large ε. Beside the whole ones they take long, so those far off are left out."""
 
 _LARGEST_NOISE: Final = 1e6
 _PRECISION: Final = 1e-3
@@ -54,9 +63,22 @@ class Event(NamedTuple):
 
 
 def epsilon(events: Iterable[Event], delta: float) -> float:
-    """Give ε at `delta` of all events together; 0 of none, inf where there is no noise."""
-    totals = _rdp(events)
-    return _epsilon_at(totals, delta) if any(totals) else 0.0
+    """Give ε at `delta` of all events together; 0 of none, inf where there is no noise.
+
+    The least over the whole orders, and over the tenths about the best of these. Every order gives
+    an upper bound, so that what is left out can only make ε larger.
+    """
+    together = _together(events)
+    if not together:
+        return 0.0
+    _, best = _least(together, delta, WHOLE_ORDERS)
+    near = (best, *(order for order in _TENTHS if abs(order - best) < 1))
+    return max(0.0, _least(together, delta, near)[0])
+
+
+def epsilon_at(events: Iterable[Event], delta: float, orders: Sequence[float]) -> float:
+    """Give the least ε at `delta` that follows from the divergence at any one of `orders`."""
+    return _least(_together(events), delta, orders)[0]
 
 
 def epsilon_by_prv(events: Iterable[Event], delta: float) -> float:
@@ -118,7 +140,7 @@ def epsilon_of_group(events: Sequence[Event], delta: float, size: int) -> float:
     """Give ε at the same `delta` for `size` units together, such as the windows of one reading.
 
     What is (ε', δ')-private for one unit is (k ε', k e^((k-1) ε') δ')-private for k units. Here δ'
-    is so small that the second is `delta`; inf when there is no such number.
+    is so small that the second is `delta`; inf when no such number can be told from 0.
 
     Source: Dwork & Roth, The Algorithmic Foundations of Differential Privacy, 2014, theorem 2.2,
     in its form for δ > 0 (Vadhan, The Complexity of Differential Privacy, 2017, lemma 2.2).
@@ -138,41 +160,38 @@ def epsilon_of_group(events: Sequence[Event], delta: float, size: int) -> float:
 
 
 def _together(events: Iterable[Event]) -> list[Event]:
-    """Add up the steps of equal mechanisms; those of no steps are left out."""
+    """Add up the steps of equal mechanisms, in an order of their own; none are left out."""
     steps: dict[tuple[float, float], int] = defaultdict(int)
     for event in events:
         steps[event.noise_multiplier, event.sample_rate] += event.steps
-    return [Event(sigma, rate, count) for (sigma, rate), count in steps.items() if count]
+    return sorted(Event(sigma, rate, count) for (sigma, rate), count in steps.items() if count)
 
 
-def _rdp(events: Iterable[Event]) -> list[float]:
-    """Give the Rényi divergence of all events together, at each of `ORDERS`."""
-    totals = [0.0] * len(ORDERS)
-    for sigma, rate, steps in _together(events):
-        for place, value in enumerate(_rdp_of_step(sigma, rate)):
-            totals[place] += steps * value
-    return totals
+def _least(events: Sequence[Event], delta: float, orders: Sequence[float]) -> tuple[float, float]:
+    """Give the least ε that follows from one of the orders, and that order."""
+    from opacus.accountants.analysis.rdp import get_privacy_spent  # noqa: PLC0415 - takes seconds
 
-
-@lru_cache(maxsize=512)
-def _rdp_of_step(sigma: float, rate: float) -> tuple[float, ...]:
-    from opacus.accountants.analysis.rdp import compute_rdp  # noqa: PLC0415 - takes seconds
-
-    def at(order: float) -> float:
-        try:
-            found = float(compute_rdp(q=rate, noise_multiplier=sigma, steps=1, orders=order))
-        except (ValueError, OverflowError):  # its series did not come to a sum at this order
-            return math.inf
-        return math.inf if math.isnan(found) else max(0.0, found)
-
-    return tuple(map(at, ORDERS))
-
-
-def _epsilon_at(totals: Sequence[float], delta: float) -> float:
-    from opacus.accountants.analysis.rdp import get_privacy_spent  # noqa: PLC0415 - as above
-
+    divergences = [
+        sum(
+            event.steps * _divergence(event.noise_multiplier, event.sample_rate, order)
+            for event in events
+        )
+        for order in orders
+    ]
     with warnings.catch_warnings():
         # That the first or last order is the best: a bound all the same.
         warnings.filterwarnings("ignore", message="Optimal order is")
-        found, _ = get_privacy_spent(orders=ORDERS, rdp=totals, delta=delta)
-    return max(0.0, float(found))
+        found, best = get_privacy_spent(orders=orders, rdp=divergences, delta=delta)
+    return float(found), float(best)
+
+
+@lru_cache(maxsize=1 << 16)
+def _divergence(sigma: float, rate: float, order: float) -> float:
+    """Give the Rényi divergence of one step."""
+    from opacus.accountants.analysis.rdp import compute_rdp  # noqa: PLC0415 - as above
+
+    try:
+        found = float(compute_rdp(q=rate, noise_multiplier=sigma, steps=1, orders=order))
+    except (ValueError, OverflowError):  # its series did not come to a sum at this order
+        return math.inf
+    return math.inf if math.isnan(found) else max(0.0, found)

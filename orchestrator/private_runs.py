@@ -145,9 +145,10 @@ def _account(site_id: str, account: PrivacyAccount) -> list[str]:
     if unit == "window" and windows > 1:
         events = [_event(account, rounds)]
         reading = epsilon_of_group(events, account["delta"], windows)
+        says = "" if math.isfinite(reading) else ", which promises nothing"
         lines.append(
             f"{site_id}: one reading lies in up to {windows} windows; for one reading it is "
-            f"ε = {reading:.4g} at δ = {account['delta']:g}"
+            f"ε = {reading:.4g} at δ = {account['delta']:g}{says}"
         )
     return lines
 

@@ -1,5 +1,6 @@
 """`datasite budget`: what may be told of the data under differential privacy, and what was."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -100,9 +101,11 @@ def _in_words(found: "Spending") -> str:
             f"(RDP, enforced; PRV, tighter: {found.epsilon_prv:.3f} spent)"
         )
         if budget.unit == "window" and found.windows_per_reading > 1:
+            reading = found.epsilon_of_reading
+            says = "" if math.isfinite(reading) else ", which promises nothing"
             said += (
                 f"\n  one reading lies in up to {found.windows_per_reading} windows: for one "
-                f"reading ε = {found.epsilon_of_reading:.4g} is spent at δ = {budget.delta:g}"
+                f"reading ε = {reading:.4g} is spent at δ = {budget.delta:g}{says}"
             )
     if found.uncovered:
         said += (
