@@ -114,15 +114,21 @@ class SampleFederation:
             through: What every request and answer goes through, where somebody counts them.
             observer: Told of the run's course.
         """
-        handlers = {site_id: _handler(site) for site_id, site in self._sites.items()}
-        if through is not None:
-            handlers = {site_id: through(handler) for site_id, handler in handlers.items()}
         orchestrator = ExperimentOrchestrator(
-            lambda _config: MemoryCommunication(handlers), self._store, observer
+            lambda _config: self.communication(through), self._store, observer
         )
         orchestrator.setup(config, name)
         rounds: list[dict[str, Any]] = orchestrator.run_experiment(name)["rounds"]
         return rounds[-1]
+
+    def communication(
+        self, through: Callable[[Handler], Handler] | None = None
+    ) -> MemoryCommunication:
+        """Give a way to the sites; see `run`."""
+        handlers = {site_id: _handler(site) for site_id, site in self._sites.items()}
+        if through is not None:
+            handlers = {site_id: through(handler) for site_id, handler in handlers.items()}
+        return MemoryCommunication(handlers)
 
     def count_parameters(self, name: str) -> int:
         """Give how many numbers the model of a run has."""

@@ -40,8 +40,9 @@ from orchestrator.experiment import new_run_id
 from orchestrator.federation import load_federation
 from orchestrator.fleet import Fleet
 from orchestrator.metrics import MetricsCollector
+from orchestrator.privacy import SecureAggregation, secure_settings
 from orchestrator.round import evaluate_at_sites, run_round
-from orchestrator.round_context import RoundContext
+from orchestrator.round_context import RoundContext, SecureSum
 from orchestrator.schedule import Constant, LocalTraining
 from orchestrator.testbed.presets import AI4I_EXPERIMENT, AI4I_SCHEMA
 from orchestrator.testbed.processes import Testbed, run_datasite
@@ -173,10 +174,10 @@ def measure_null(testbed: Testbed, size: Size, rounds: int, **changes: object) -
     config = _null_experiment(testbed, size, rounds, **changes)
     with _connected(config, testbed) as fleet:
         smallest = _null_experiment(testbed, _smallest_size(), 0, **changes)
-        _prepare(fleet, smallest, Null).run(WARM_UP, is_evaluated=False)
+        prepare(fleet, smallest, Null).run(WARM_UP, is_evaluated=False)
         gc.collect()
         before_model = resident_bytes()
-        prepared = _prepare(fleet, config, Null)
+        prepared = prepare(fleet, config, Null)
         before_rounds = resident_bytes()
         sites = site_processes(testbed)
         forget_peak()
@@ -206,7 +207,7 @@ def measure_training(testbed: Testbed, rounds: int) -> dict[str, Any]:
     """
     config = experiment(testbed, rounds=WARM_UP + rounds)
     with _connected(config, testbed) as fleet:
-        prepared = _prepare(fleet, config, FedAvg)
+        prepared = prepare(fleet, config, FedAvg)
         records = prepared.run(config.rounds, is_evaluated=True)[WARM_UP:]
     return {
         "local_epochs": config.training.local_epochs,
@@ -265,7 +266,7 @@ def _connected(config: ExperimentConfig, testbed: Testbed) -> Iterator[Fleet]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Prepared:
+class Prepared:
     """A run before its first round."""
 
     context: RoundContext
@@ -291,7 +292,10 @@ class _Prepared:
         ]
 
 
-def _prepare(fleet: Fleet, config: ExperimentConfig, kind: type[Algorithm]) -> _Prepared:
+def prepare(
+    fleet: Fleet, config: ExperimentConfig, kind: type[Algorithm], *, min_sites: int | None = None
+) -> Prepared:
+    """Agree on everything with the sites, which train as `kind` has it."""
     sites = describe_sites(fleet, fleet.site_ids).ok
     schema = require_alike(sites, config.dataset)
     model = build_model(
@@ -307,7 +311,15 @@ def _prepare(fleet: Fleet, config: ExperimentConfig, kind: type[Algorithm]) -> _
     )
     model.hold(algorithm.broadcast())
     spec = kind.spec(config.algorithm)
-    plans = propose(fleet, sites, config, spec, run_id=new_run_id("benchmark"))
+    run_id, secure = new_run_id("benchmark"), None
+    if isinstance(config.privacy, SecureAggregation):
+        secure = secure_settings(
+            config.privacy,
+            roster={site_id: site["identity_key"] for site_id, site in sites.items()},
+            drawn=len(sites),
+            weighting=kind.weighting(config.algorithm),
+        )
+    plans = propose(fleet, sites, config, spec, run_id=run_id, secure=secure)
     plans.require(len(fleet.site_ids), what="proposal")
     plan_ids = {site_id: plan["plan_id"] for site_id, plan in plans.ok.items()}
     statistics = collect_statistics(fleet, plan_ids, fleet.site_ids)
@@ -317,15 +329,16 @@ def _prepare(fleet: Fleet, config: ExperimentConfig, kind: type[Algorithm]) -> _
         participants=tuple(fleet.site_ids),
         participation=config.participation,
         rows={s: find_dataset(sites[s], config.dataset)["rows"] for s in sites},
-        min_sites=len(fleet.site_ids),
+        min_sites=min_sites or len(fleet.site_ids),
         seed=config.seed,
         model=model_spec(config),
         preprocessing=agree_on_preprocessing(
             list(statistics.ok.values()), config.training.positive_weight
         ),
         deadline_s=config.limits.call_s,
+        secure=secure and SecureSum(run_id=run_id, settings=secure),
     )
-    return _Prepared(context=context, algorithm=algorithm, model=model)
+    return Prepared(context=context, algorithm=algorithm, model=model)
 
 
 def site_processes(testbed: Testbed) -> dict[str, list[int]]:

@@ -23,6 +23,11 @@ _FORMS = {
     "int8": "the change of each in 1 byte (int8); what is rounded off stays here until later",
 }
 
+_MASKED = """\
+  - the change of the model's parameters, the number of windows and of steps, and the loss, all
+    under masks that only cancel in the sum of several sites; how, the privacy level says
+  - the time that training took; keys, and sealed shares of the seeds of the masks"""
+
 _BESIDE = {"scaffold": "\n  - the change of SCAFFOLD's control variate, as many numbers again"}
 """What an algorithm sends beside the parameters. What FedDyn remembers stays at the site."""
 
@@ -200,8 +205,7 @@ def _leaves(shown: Shown) -> str:
         size = _size(shown.numbers * _FLOAT_BYTES[form])
         numbers = f"{shown.numbers:,} numbers, about {size};\n    {_FORMS[form]}"
     beside = _BESIDE.get(asked["algorithm"]["name"], "")
-    return f"""\
-Leaves the site in each round:
+    update = f"""\
   - the model's parameters after training here: {_plain_lines(numbers)}{beside}
 {_told(shown)} Nothing else, and no count where a label has fewer than
 {shown.minimum_count} rows."""
@@ -215,8 +219,13 @@ def _told(shown: Shown) -> str:
 Before round 0: what the plan costs here, and what is left of the privacy budget."""
     return """\
   - the number of windows and of steps that it trained, the mean loss, the time taken
+  - for a later version of the data, how far each column has drifted from the first (PSI)"""
+    if asked["privacy_level"] == "secure_aggregation":
+        update = _MASKED
+    return f"""\
+Leaves the site in each round:
+{update}
   - for each evaluation, counts of scores by true label, and the sum of the losses
-  - for a later version of the data, how far each column has drifted from the first (PSI)
 Once, before round 0: per feature the sum and the sum of squares over all rows, and the
 number of failures among them."""
 

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from datasite.cli.foreign import plain
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -47,7 +49,7 @@ _WHOSE = {"window": "any one window", "machine": "the windows of any one machine
 
 def _secure(proposal: "PlanProposal") -> str:
     asked: SecureAggregation = proposal["privacy"]  # type: ignore[assignment]
-    roster = "".join(f"\n  - {name}: {key}" for name, key in sorted(asked["roster"].items()))
+    roster = "".join(f"\n  - {plain(name)}: {key}" for name, key in sorted(asked["roster"].items()))
     counted = _COUNTED_BY[asked["weighting"]]
     return f"""\
 secure_aggregation. The orchestrator gets the sum of the updates of {asked["threshold"]} to \

@@ -14,9 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import pandas as pd
 from canaries import PREPROCESSING, SCHEMA, TEXT, WAYS, write_table
 from loguru import logger
+from secure_sites import context_of, identity_of, settings_for
 from sites import (
     APPROVE,
     FEDAVG,
@@ -36,11 +38,13 @@ from core import wire
 from core.exceptions import DataError
 from core.models import initial_parameters
 from core.plans import PlanStatus
+from core.secure.context import trained_on
 from core.wire import Parcel
 from datasite.caller import Caller, Role
 from datasite.ledger import DatasetRow, PlanRow
 from datasite.private_log import private_log
 from datasite.registry import file_sha256
+from datasite.secure.participant import Participant
 from datasite.site import FactoryDataSite
 
 AUDITOR: Final = Caller(email="auditor@authority.example.com", role=Role.AUDITOR)
@@ -240,6 +244,47 @@ def models_of_others(scene: Scene) -> None:
         scene.keep(f"a model, {name}", reply)
 
 
+def summed(scene: Scene) -> None:
+    """A round under secure aggregation, with two other sites at the same table."""
+    peers = ("factory-2", "factory-3")
+    roster = {name: identity_of(name).public_key for name in peers}
+    settings = settings_for(3, 3)
+    settings["roster"] = {**roster, "factory-1": scene.site.describe()["identity_key"]}
+    plan_id = scene.plan(privacy_level="secure_aggregation", privacy=settings)
+    request = train_request(plan_id, parameters=scene.start(), preprocessing=PREPROCESSING)
+    scene.ask("summed, train", request)
+    context = context_of(
+        settings,
+        run_id=scene.site.plans.find(plan_id).proposal["run_id"],
+        trained_on=trained_on(request, encoded(request).body_hash),
+    )
+    others = {name: Participant(name, context, identity_of(name).sign) for name in peers}
+
+    def step(kind: str, **fields: object) -> Any:
+        asked = {"plan_id": plan_id, "round_num": 0, "session_id": context.session_id}
+        message = {"kind": f"secure_{kind}", **asked, **fields}
+        reply = scene.site.handle(encoded(message), RESEARCHER)
+        scene.keep(f"summed, {kind}", reply)
+        return wire.decode(reply)
+
+    keys = {name: site.keys() for name, site in others.items()}
+    keys["factory-1"] = step("keys")["keys"]
+    sealed = {name: site.shares(keys) for name, site in others.items()}
+    sealed["factory-1"] = step("shares", keys=keys)["sealed"]
+
+    def given(name: str) -> dict[str, str]:
+        return {peer: each[name] for peer, each in sealed.items() if peer != name}
+
+    step("mask", sealed=given("factory-1"))
+    signed = {}
+    for name, site in others.items():
+        site.masked(given(name), np.zeros(1, dtype=np.uint64))
+        signed[name] = site.confirmed(sorted(keys))
+    signed["factory-1"] = step("confirm", survivors=sorted(keys))["signature"]
+    step("unmask", confirmations=signed)
+    step("unmask", confirmations={})
+
+
 def failing_disk(scene: Scene) -> None:
     """There is no room, or no ledger, or something else is where files should be."""
     _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -295,6 +340,7 @@ def main(folder: Path) -> None:
         wrong_requests(scene)
         plans_that_end(scene)
         models_of_others(scene)
+        summed(scene)
         for kind in ("audit", "plans"):
             scene.ask(f"{kind} read", {"kind": kind, "after": 0}, AUDITOR)
         failing_disk(scene)

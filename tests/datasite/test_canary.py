@@ -87,6 +87,7 @@ def test_every_scene_came_to_its_end(played: Played) -> None:
         "as it should be, train",
         "as it should be, evaluate",
         "as it should be, statistics",
+        *(f"summed, {step}" for step in ("train", "keys", "shares", "mask", "confirm")),
         "audit read",
         "plans read",
     }

@@ -34,6 +34,7 @@ from datasite.site import FactoryDataSite
 VERBS = [
     "serve",
     "status",
+    "identity",
     "data check",
     "data register",
     "data list",
@@ -369,6 +370,32 @@ def test_a_plan_is_listed_and_shown_in_words(datasite: Command, registered: Path
     assert (as_json["compared_with"], as_json["changes"]) == (None, [])
     (listed,) = json.loads(datasite("plans", "list", "--json", "-c", registered).out)
     assert listed.items() <= as_json.items()
+
+
+def test_the_roster_of_a_plan_is_compared_with_what_sites_print(
+    datasite: Command, registered: Path
+) -> None:
+    """The line that `identity` prints stands in the plan; a name cannot pass for another line."""
+    line = datasite("identity", "-c", registered).out.strip()
+    name, key = line.split(": ")
+    assert datasite("identity", "-c", registered).out.strip() == line
+    other = "1" * 64
+    privacy = {
+        "level": "secure_aggregation",
+        "roster": {name: key, "factory-2": other, f"x\n  - factory-3: {other}": other},
+        "sites_per_round": 3,
+        "threshold": 3,
+        "max_change": 16.0,
+        "max_samples": 1000,
+        "weighting": "samples",
+    }
+    plan_id = proposed(registered, privacy_level="secure_aggregation", privacy=privacy)
+    shown = datasite("plans", "show", plan_id, "-c", registered).out
+    assert f"  - {line}\n  - factory-2: {other}\n" in shown
+    assert f"\n  - factory-3: {other}" not in shown
+    assert "the sum of the updates of 3 to 3 sites of a round" in shown
+    assert "under masks that only cancel in the sum" in shown
+    assert "154 numbers" not in shown
 
 
 def test_a_plan_is_shown_with_what_changed_since_the_last(

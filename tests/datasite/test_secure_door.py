@@ -1,5 +1,6 @@
 """Secure aggregation at a site's door: what it agrees to, keeps, answers, and never answers."""
 
+import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -28,6 +29,7 @@ from core.secure.addends import SCALARS, as_sum
 from core.secure.context import Context, trained_on
 from core.secure.masks import Vector
 from datasite import audit
+from datasite.configuration import SecureAggregation
 from datasite.ledger import AuditRow
 from datasite.release import require_mask
 from datasite.site import FactoryDataSite
@@ -51,6 +53,8 @@ class Plant:
             name: ask(s, {"kind": "describe"})["identity_key"] for name, s in self.sites.items()
         }
         self.plans: dict[str, str] = {}
+        self.run_id = ""
+        self._runs = itertools.count()
 
     def open(self, name: str, **changes: object) -> FactoryDataSite:
         """Open a site, or open it again."""
@@ -80,10 +84,11 @@ class Plant:
     def propose(self, name: str, settings: Mapping[str, Any], **changes: object) -> dict[str, Any]:
         """Propose a plan to one site; what it answers."""
         said = {"privacy_level": "secure_aggregation", "privacy": settings, **changes}
-        return ask(self.sites[name], proposal(**said))
+        return ask(self.sites[name], proposal(run_id=self.run_id, **said))
 
     def agree(self, **changes: object) -> None:
-        """Propose the same plan to all, which approve it by rule."""
+        """Propose the plan of a new run to all, which approve it by rule."""
+        self.run_id = f"run-{next(self._runs)}"
         for name in NAMES:
             self.plans[name] = self.propose(name, self.settings(**changes))["plan_id"]
 
@@ -130,7 +135,7 @@ class Plant:
         """Give what a session is bound to, as the orchestrator knows it."""
         request = train_request("")
         return Context(
-            run_id="run-1",
+            run_id=self.run_id,
             settings=cast("Any", self.settings()),
             round_num=0,
             trained_on=trained_on(request, encoded(request).body_hash),
@@ -138,11 +143,11 @@ class Plant:
         )
 
     def log(self, name: str) -> list[AuditRow]:
-        """Give a site's audit log."""
+        """Give what a site's audit log has of the run's plan."""
         with self.sites[name].ledger.read() as session:
-            rows = list(session.scalars(select(AuditRow).order_by(AuditRow.seq)))
+            rows = session.scalars(select(AuditRow).order_by(AuditRow.seq)).all()
             audit.verify(audit.written(session))
-        return rows
+        return [row for row in rows if row.plan_id == self.plans[name]]
 
 
 def numbers() -> int:
@@ -150,13 +155,22 @@ def numbers() -> int:
     return sum(tensor.numel() for tensor in parameters().values()) + len(SCALARS)
 
 
-@pytest.fixture
-def plant(tmp_path: Path) -> Iterator[Plant]:
-    """Give four factories."""
-    plant = Plant(tmp_path)
+@pytest.fixture(scope="module")
+def plants(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
+    """Give four factories for all tests of this file."""
+    plant = Plant(tmp_path_factory.mktemp("secure"))
     yield plant
     for site in plant.sites.values():
         site.close()
+
+
+@pytest.fixture
+def plant(plants: Plant) -> Iterator[Plant]:
+    """Give them as they are configured at first, with no plan."""
+    plants.plans = {}
+    yield plants
+    if plants.sites["factory-1"].config.secure_aggregation != SecureAggregation():
+        plants.restart("factory-1")
 
 
 def refused(reply: Mapping[str, Any], error: str, said: str) -> None:
