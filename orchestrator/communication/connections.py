@@ -106,18 +106,24 @@ class _Timed(io.RawIOBase):
 
     A timeout of the socket's own is for each of the reads that fill a line or a buffer, and would
     begin anew with each byte that trickles in.
+
+    Attributes:
+        has_ended: Whether the other side has said its last.
     """
 
     def __init__(self, connection: socket.socket, deadline: Deadline) -> None:
         self._connection = connection
         self._deadline = deadline
+        self.has_ended = False
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: "WriteableBuffer", /) -> int:
         self._connection.settimeout(self._deadline.required_s())
-        return self._connection.recv_into(buffer)
+        count = self._connection.recv_into(buffer)
+        self.has_ended = not count
+        return count
 
     def makefile(self, _mode: str) -> io.BufferedReader:
         """Give what to read from, as a socket does."""
@@ -206,13 +212,15 @@ class Connections:
         with contextlib.ExitStack() as undo:
             undo.callback(connection.close)
             is_whole = self._send(connection, ask, deadline)
-            timed = cast("socket.socket", _Timed(connection, deadline))
-            response = http.client.HTTPResponse(timed, method=ask.method)
+            timed = _Timed(connection, deadline)
+            response = http.client.HTTPResponse(cast("socket.socket", timed), method=ask.method)
             undo.callback(response.close)
             try:
                 response.begin()
             except LOST as exc:
                 raise _LostError(exc) from exc
+            if timed.has_ended:  # among the headers, of which those that came would be taken
+                raise http.client.IncompleteRead(b"")
             headers = {name.lower(): value for name, value in response.headers.items()}
             if response.length is None:
                 content = _undeclared(response)

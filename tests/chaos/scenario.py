@@ -21,6 +21,8 @@ SETTINGS: Final[dict[str, dict[str, Any]]] = {
 }
 """Runs that keep something at the sites, store replies in files, or travel otherwise."""
 
+USUAL_PATIENCE_S: Final = 20.0
+
 ORCHESTRATOR: Final = "orchestrator"
 TRAINER: Final = "trainer of "
 
@@ -69,7 +71,7 @@ class Scenario:
     strikes: tuple[Strike, ...] = ()
     fuse: tuple[str, int] | None = None
     cuts: tuple[tuple[str, Cut], ...] = ()
-    call_s: float = 20.0
+    call_s: float = USUAL_PATIENCE_S
 
     def __str__(self) -> str:
         """Say what happens."""
@@ -83,6 +85,7 @@ ROWS: Final = 3 + 2 * ROUNDS
 
 _SIGNALS: Final = (signal.SIGKILL, signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM)
 _PATIENCE_S: Final = 4.0
+_BEYOND_PATIENCE_S: Final = 6.0
 
 
 def at_random(seed: int) -> Scenario:
@@ -93,10 +96,12 @@ def at_random(seed: int) -> Scenario:
     for _ in range(draw.choice((1, 1, 2, 3))):
         begin = draw.randint(begin, ROWS - 1)
         strikes.append(_strike(draw, begin))
+    is_frozen_long = any(strike.pause_s > _PATIENCE_S for strike in strikes)
     return Scenario(
-        name=f"seed-{seed}",
+        name=f"signals-{seed}",
         setting=setting_of(seed),
         strikes=tuple(strikes),
+        call_s=_PATIENCE_S if is_frozen_long else USUAL_PATIENCE_S,
     )
 
 
@@ -110,7 +115,7 @@ def _strike(draw: random.Random, after: int) -> Strike:
         watched=site,
         after=after,
         delay_s=draw.choice((0.0, draw.uniform(0, 0.3))),
-        pause_s=draw.choice((0.3, 1.0)) if number is signal.SIGSTOP else 0.0,
+        pause_s=draw.choice((0.3, 1.0, _BEYOND_PATIENCE_S)) if number is signal.SIGSTOP else 0.0,
     )
 
 

@@ -20,15 +20,18 @@ pytestmark = pytest.mark.live
 
 _NEVER: Final = 1 << 30
 
-SCENARIOS: Final = {"orchestrator-writes": 96, "site-writes": 44, "network": 24, "signals": 36}
-"""How many of each kind."""
+SCENARIOS: Final = {"orchestrator-writes": 80, "site-writes": 48, "network": 24, "signals": 48}
+"""How many of each kind: every moment of a run at which somebody writes, and every way to cut."""
 
 ALWAYS: Final = {
-    "orchestrator-writes": {0, 20, 40},
-    "site-writes": {5, 21},
-    "network": {0, 9, 18},
-    "signals": {0, 1},
+    "orchestrator-writes": {5, 21, 36},
+    "site-writes": {12, 18, 40},
+    "network": {9, 20},
+    "signals": {0, 4},
 }
+
+_LARGE_REPLIES: Final = 32
+"""Of the sites' writes; the others are of small ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,12 +83,13 @@ def drawn(kind: str, number: int, undisturbed: Callable[[str], Undisturbed]) -> 
         case "signals":
             return at_random(number)
         case "orchestrator-writes":
-            whom = ORCHESTRATOR
+            whom, setting = ORCHESTRATOR, setting_of(number)
         case _:
             whom = SITES[number % len(SITES)]
-    setting = setting_of(number)
-    moments = undisturbed(setting).moments[whom]
-    return Scenario(name=f"{kind}-{number}", setting=setting, fuse=(whom, 1 + number % moments))
+            setting = "large-replies" if number < _LARGE_REPLIES else "duals"
+    nth = number if whom == ORCHESTRATOR else number % _LARGE_REPLIES
+    moment = 1 + nth % undisturbed(setting).moments[whom]
+    return Scenario(name=f"{kind}-{number}", setting=setting, fuse=(whom, moment))
 
 
 @pytest.mark.parametrize(("kind", "number"), scenarios())
@@ -100,7 +104,17 @@ def test_a_run_ends_as_if_nothing_had_happened(
     require_proven(course, expected)
     if scenario.fuse is not None:
         assert live.fuse_of(scenario.fuse[0]).last_moment, f"it never burned down: {course}"
+    if scenario.strikes:
+        assert course.struck, f"nobody was struck: {course}"
     assert all(course.cuts_made.values()), f"the network was never cut: {course}"
+
+
+def test_there_is_a_scenario_for_every_write(undisturbed: Callable[[str], Undisturbed]) -> None:
+    """Whoever adds a write adds scenarios: what is counted here is what runs really do."""
+    large, small = (undisturbed(name).moments for name in ("large-replies", "duals"))
+    assert max(large[ORCHESTRATOR], small[ORCHESTRATOR]) <= SCENARIOS["orchestrator-writes"]
+    assert max(large[site] for site in SITES) <= _LARGE_REPLIES
+    assert max(small[site] for site in SITES) <= SCENARIOS["site-writes"] - _LARGE_REPLIES
 
 
 def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(

@@ -327,6 +327,16 @@ def test_an_answer_shorter_than_it_says_is_an_error(*, kept: bool) -> None:
     assert [content for _, content in server.heard][-2:] == [b"asked", b"after"]
 
 
+@pytest.mark.parametrize("said", [OK[:20], OK[:33], OK[:-6]], ids=["name", "value", "last line"])
+def test_an_answer_that_ends_among_its_headers_is_an_error(said: bytes) -> None:
+    """Python's own reader would take the headers that came for all, and the content for empty."""
+    with serving(ends_after(OK, said)) as server:
+        server.ask()
+        with pytest.raises(http.client.IncompleteRead):
+            server.ask(b"once")
+    assert [content for _, content in server.heard] == [b"", b"once"]
+
+
 def trickling(begin: bytes) -> Callable[[Server, Connected], None]:
     """Give a turn whose answer begins so, and goes on without an end, bit by bit."""
 
