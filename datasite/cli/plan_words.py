@@ -28,6 +28,19 @@ _MASKED = """\
     under masks that only cancel in the sum of several sites; how, the privacy level says
   - the time that training took; keys, and sealed shares of the seeds of the masks"""
 
+_TOLD = """\
+  - the number of windows and of steps that it trained, the mean loss, the time taken
+  - for a later version of the data, how far each column has drifted from the first (PSI)"""
+
+_TOLD_PRIVATELY = "  - the number of windows and of steps that it trained, the time taken"
+
+_SUMS = """\
+Once, before round 0: per feature the sum and the sum of squares over all rows, and the
+number of failures among them."""
+
+_PRICE = """\
+Before round 0: what the plan costs here, and what is left of the privacy budget."""
+
 _BESIDE = {"scaffold": "\n  - the change of SCAFFOLD's control variate, as many numbers again"}
 """What an algorithm sends beside the parameters. What FedDyn remembers stays at the site."""
 
@@ -198,36 +211,29 @@ def _with_settings(name: str, settings: "Mapping[str, float]") -> str:
 
 
 def _leaves(shown: Shown) -> str:
+    is_private = shown.plan.proposal["privacy_level"] == "differential_privacy"
+    return f"""\
+Leaves the site in each round:
+{_of_training(shown)}
+  - for each evaluation, counts of scores by true label, and the sum of the losses
+{_PRICE if is_private else _SUMS} Nothing else, and no count where a label has fewer than
+{shown.minimum_count} rows."""
+
+
+def _of_training(shown: Shown) -> str:
     asked = shown.plan.proposal
-    form = asked.get("compression", "none")
+    form, level = asked.get("compression", "none"), asked["privacy_level"]
+    if level == "secure_aggregation":
+        return _MASKED
     numbers = shown.unknown
     if shown.numbers is not None:
         size = _size(shown.numbers * _FLOAT_BYTES[form])
         numbers = f"{shown.numbers:,} numbers, about {size};\n    {_FORMS[form]}"
     beside = _BESIDE.get(asked["algorithm"]["name"], "")
-    update = f"""\
-  - the model's parameters after training here: {_plain_lines(numbers)}{beside}
-{_told(shown)} Nothing else, and no count where a label has fewer than
-{shown.minimum_count} rows."""
-
-
-def _told(shown: Shown) -> str:
-    if shown.plan.proposal["privacy_level"] == "differential_privacy":
-        return """\
-  - the number of windows and of steps that it trained, the time taken
-  - for each evaluation, counts of scores by true label, and the sum of the losses
-Before round 0: what the plan costs here, and what is left of the privacy budget."""
-    return """\
-  - the number of windows and of steps that it trained, the mean loss, the time taken
-  - for a later version of the data, how far each column has drifted from the first (PSI)"""
-    if asked["privacy_level"] == "secure_aggregation":
-        update = _MASKED
+    told = _TOLD_PRIVATELY if level == "differential_privacy" else _TOLD
     return f"""\
-Leaves the site in each round:
-{update}
-  - for each evaluation, counts of scores by true label, and the sum of the losses
-Once, before round 0: per feature the sum and the sum of squares over all rows, and the
-number of failures among them."""
+  - the model's parameters after training here: {_plain_lines(numbers)}{beside}
+{told}"""
 
 
 def _privacy(shown: Shown) -> str:
