@@ -203,8 +203,8 @@ def _leaves(shown: Shown) -> str:
     return f"""\
 Leaves the site in each round:
   - the model's parameters after training here: {_plain_lines(numbers)}{beside}
-{_told(shown)} Nothing else, and no count where a label has fewer than
-{shown.minimum_count} rows."""
+{_told(shown)}
+Nothing else, and no count where a label has fewer than {shown.minimum_count} rows."""
 
 
 def _told(shown: Shown) -> str:
