@@ -41,7 +41,7 @@ def draw(found: "Spending", path: Path) -> None:
     axes.grid(visible=True, axis="y", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize="small")
+        figure.legend(loc="outside lower left", ncols=2, frameon=False, fontsize="small")
     try:
         figure.savefig(path, dpi=_DOTS_PER_INCH)
     except OSError as exc:
@@ -60,12 +60,11 @@ def _draw_spending(axes: "Axes", found: "Spending") -> None:
         axes.xaxis.set_major_formatter(formatter)
         axes.set_xlabel("time (UTC)")
         axes.xaxis_date()
-        end = date2num(_time(steps[-1].at))  # type: ignore[no-untyped-call]
-        _step_line(axes, [(step.at, step.epsilon) for step in steps], end, "all plans", "black")
+        _step_line(axes, [(step.at, step.epsilon) for step in steps], "all plans", "black")
         for number, plan in enumerate(found.plans[-_MOST_PLANS:]):
             own = [(step.at, step.of_plan) for step in steps if step.plan_id == plan.plan_id]
             label = f"plan {plan.plan_id[:8]}, {plan.researcher}"
-            _step_line(axes, own, end, label, f"C{number}")
+            _step_line(axes, own, label, f"C{number}")
     if found.budget is not None:
         axes.axhline(
             found.budget.epsilon,
@@ -76,21 +75,19 @@ def _draw_spending(axes: "Axes", found: "Spending") -> None:
         axes.set_ylim(top=1.1 * max(found.budget.epsilon, found.epsilon))
 
 
-def _step_line(
-    axes: "Axes", points: list[tuple[str, float]], end: float, label: str, colour: str
-) -> None:
+def _step_line(axes: "Axes", points: list[tuple[str, float]], label: str, colour: str) -> None:
     times = [date2num(_time(at)) for at, _ in points]  # type: ignore[no-untyped-call]
     values = [value for _, value in points]
     axes.step(
-        [times[0], *times, end],
-        [0.0, *values, values[-1]],
+        [times[0], *times],
+        [0.0, *values],
         where="post",
         label=label,
         color=colour,
         linewidth=2.0 if colour == "black" else 1.2,
         marker="o",
         markersize=3.0,
-        markevery=slice(1, -1),
+        markevery=slice(1, None),
     )
 
 

@@ -216,8 +216,8 @@ def _leaves(shown: Shown) -> str:
 Leaves the site in each round:
 {_of_training(shown)}
   - for each evaluation, counts of scores by true label, and the sum of the losses
-{_PRICE if is_private else _SUMS} Nothing else, and no count where a label has fewer than
-{shown.minimum_count} rows."""
+{_PRICE if is_private else _SUMS}
+Nothing else, and no count where a label has fewer than {shown.minimum_count} rows."""
 
 
 def _of_training(shown: Shown) -> str:

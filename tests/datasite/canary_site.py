@@ -21,8 +21,10 @@ from loguru import logger
 from secure_sites import context_of, identity_of, settings_for
 from sites import (
     APPROVE,
+    BUDGET,
     FEDAVG,
     MODEL,
+    PRIVATE,
     RESEARCHER,
     TRAINING,
     encoded,
@@ -60,7 +62,7 @@ class Scene:
         self.replies = folder / "replies"
         self.replies.mkdir()
         self.site = FactoryDataSite(in_a_process)
-        self.site.initialize_datasite(site_settings(self.inside, policy=APPROVE))
+        self.site.initialize_datasite(site_settings(self.inside, policy=APPROVE, budget=BUDGET))
         file = write_table(self.inside / f"{TEXT}.csv")
         self.site.register_data({"name": "press", "file": file, "schema": SCHEMA})
         self._runs = 0
@@ -178,6 +180,20 @@ def changed_data(scene: Scene) -> None:
     }.items():
         with scene.changed(change, adopted=False):
             scene.all_work(name)
+
+
+def private_rounds(scene: Scene) -> None:
+    """With differential privacy: rounds, what they cost, and what is refused."""
+    machines = {**PRIVATE, "privacy": {**PRIVATE["privacy"], "unit": "machine"}}
+    scene.keep("private, train", scene.train(agreed=PRIVATE))
+    scene.keep("private, another unit", scene.train(agreed=machines))
+    asked = {"kind": "privacy_account", "plan_id": scene.plan(**PRIVATE), "deadline_s": 60.0}
+    scene.ask("private, account", asked)
+    scene.ask("private, sums", {"kind": "statistics", "plan_id": asked["plan_id"]})
+    for run in range(20):
+        scene.keep(f"private, until nothing is left, {run}", scene.train(agreed=PRIVATE))
+    with scene.changed(with_cells(load=float("inf")), adopted=True):
+        scene.keep("private, not finite", scene.train(agreed=PRIVATE))
 
 
 def wrong_requests(scene: Scene) -> None:
@@ -336,6 +352,7 @@ def main(folder: Path) -> None:
         scene.ask("described", {"kind": "describe"})
         scene.ask("proposed", proposal())
         scene.all_work("as it should be")
+        private_rounds(scene)
         changed_data(scene)
         wrong_requests(scene)
         plans_that_end(scene)

@@ -87,9 +87,13 @@ def test_every_scene_came_to_its_end(played: Played) -> None:
         "as it should be, train",
         "as it should be, evaluate",
         "as it should be, statistics",
+        "private, train",
+        "private, account",
         *(f"summed, {step}" for step in ("train", "keys", "shares", "mask", "confirm")),
         "audit read",
         "plans read",
     }
     failed = set(found) - works
+    assert found["private, sums"] == "SecurityError"
+    assert found["private, until nothing is left, 19"] == "PrivacyBudgetError"
     assert {f"a model, {way}" for way in WAYS if way != "prints and logs"} <= failed

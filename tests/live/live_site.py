@@ -13,7 +13,7 @@ import pytest
 import syft as sy
 import yaml
 from site_process import free_port, wait_until
-from sites import APPROVE, SCHEMA, write_table
+from sites import APPROVE, BUDGET, SCHEMA, write_table
 from sites import RESEARCHER as APPROVED
 from syft.client.api import SyftAPICall, debox_signed_syftapicall_response
 from syft.server.credentials import SyftSigningKey
@@ -59,6 +59,7 @@ class LiveSite:
             "state": str(self.state),
             "listen": {"port": self.port},
             "policy": APPROVE,
+            "budget": BUDGET,
             **named,
             "operator": named["operator"][0],
         }

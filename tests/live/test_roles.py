@@ -18,7 +18,7 @@ from live_site import (
     password_of,
     signed_call,
 )
-from sites import evaluate_request, proposal, train_request
+from sites import PRIVATE, evaluate_request, proposal, train_request
 from syft.server.credentials import SyftSigningKey
 from syft.service.response import SyftError
 from syft.service.user.user_roles import ServiceRole
@@ -39,6 +39,8 @@ from core.messages import (
     PlanQuery,
     PlansPage,
     PlansRequest,
+    PrivacyAccount,
+    PrivacyRequest,
     SensorStatistics,
     SiteDescription,
     StatisticsRequest,
@@ -92,6 +94,7 @@ class Scene:
     Attributes:
         site: The site.
         plan_id: Of the researcher's plan, which is approved.
+        private_id: Of another of theirs, with differential privacy.
         outsiders_refused: How many cells were refused to who was not logged in.
     """
 
@@ -112,6 +115,7 @@ class Scene:
         )
         self._ours["disabled researcher"].request(DESCRIBE, SiteDescription, SITE)  # in a session
         self.plan_id = self.ours("researcher", PROPOSAL, PlanDecision)["plan_id"]
+        self.private_id = self.ours("researcher", PRIVATE_PROPOSAL, PlanDecision)["plan_id"]
         operator = self._notebooks["operator"]
         asset = operator.datasets["press"].assets[0]
         self.rows_id = asset.action_id
@@ -173,6 +177,7 @@ _NOT_LOGGED_IN: Final = frozenset({"guest", "wrong password"})
 
 DESCRIBE: Final = DescribeRequest(kind="describe")
 PROPOSAL: Final = cast("PlanProposal", proposal())
+PRIVATE_PROPOSAL: Final = cast("PlanProposal", proposal(run_id="private", **PRIVATE))
 AUDIT: Final = AuditRequest(kind="audit", after=0)
 PLANS: Final = PlansRequest(kind="plans", after=0)
 
@@ -304,6 +309,19 @@ TABLE: Final[dict[str, tuple[set[str], Action]]] = {
             lambda scene: StatisticsRequest(kind="statistics", plan_id=scene.plan_id),
             SensorStatistics,
         ),
+    ),
+    "ours: ask what the researcher's plan costs": (
+        {"researcher"},
+        say(
+            lambda scene: PrivacyRequest(
+                kind="privacy_account", plan_id=scene.private_id, deadline_s=60.0
+            ),
+            PrivacyAccount,
+        ),
+    ),
+    "ours: train under the researcher's private plan": (
+        {"researcher"},
+        say(lambda scene: train_request(scene.private_id), ClientUpdate),
     ),
     "ours: train under the researcher's plan": (
         {"researcher"},
