@@ -378,7 +378,14 @@ def test_an_archive_that_somebody_packed_anew_is_refused(
     assert not (config.state.parent.parent / "outside").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"not an archive", gzip.compress(b"no tar in it")])
+NO_ARCHIVES = {
+    "empty": b"",
+    "text": b"not an archive",
+    "gzip": gzip.compress(b"no tar in it"),
+}
+
+
+@pytest.mark.parametrize("content", NO_ARCHIVES.values(), ids=NO_ARCHIVES)
 def test_what_is_no_archive_is_refused(tmp_path: Path, config: SiteConfig, content: bytes) -> None:
     """Whatever it is."""
     (tmp_path / "file").write_bytes(content)

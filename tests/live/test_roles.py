@@ -18,6 +18,7 @@ from live_site import (
     password_of,
     signed_call,
 )
+from secure_sites import settings_for
 from sites import PRIVATE, evaluate_request, proposal, train_request
 from syft.server.credentials import SyftSigningKey
 from syft.service.response import SyftError
@@ -46,6 +47,7 @@ from core.messages import (
     StatisticsRequest,
 )
 from core.pysyft_patches import REFUSED
+from core.secure_messages import PublicKeys, SecureKeysRequest, Trained
 from core.wire import Parcel
 from datasite.caller import Role
 from datasite.refusals import STRANGER
@@ -116,6 +118,7 @@ class Scene:
         self._ours["disabled researcher"].request(DESCRIBE, SiteDescription, SITE)  # in a session
         self.plan_id = self.ours("researcher", PROPOSAL, PlanDecision)["plan_id"]
         self.private_id = self.ours("researcher", PRIVATE_PROPOSAL, PlanDecision)["plan_id"]
+        self.sum_id = self._trained_for_a_sum()
         operator = self._notebooks["operator"]
         asset = operator.datasets["press"].assets[0]
         self.rows_id = asset.action_id
@@ -129,6 +132,24 @@ class Scene:
         password = password or password_of(email)
         made.connect_to_datasite(self.site.url, {"email": email, "password": password})
         return made
+
+    def begin_a_sum(self) -> SecureKeysRequest:
+        """Give the first step of secure aggregation under the researcher's plan of it."""
+        return SecureKeysRequest(
+            kind="secure_keys", plan_id=self.sum_id, round_num=0, session_id="5" * 32
+        )
+
+    def _trained_for_a_sum(self) -> str:
+        """Have the researcher train under secure aggregation; the plan's id."""
+        settings = settings_for(3, 3)
+        settings["roster"][SITE] = self.ours("researcher", DESCRIBE, SiteDescription)[
+            "identity_key"
+        ]
+        level = "secure_aggregation"
+        asked = cast("PlanProposal", proposal(run_id="sum", privacy_level=level, privacy=settings))
+        plan_id = self.ours("researcher", asked, PlanDecision)["plan_id"]
+        self.ours("researcher", train_request(plan_id), Trained)
+        return plan_id
 
     def ours(self, actor: str, message: Any, reply: type[T]) -> T:
         """Send a message with our client."""
@@ -330,6 +351,10 @@ TABLE: Final[dict[str, tuple[set[str], Action]]] = {
     "ours: evaluate under the researcher's plan": (
         {"researcher"},
         say(lambda scene: evaluate_request(scene.plan_id), EvaluationReport),
+    ),
+    "ours: begin a sum under the researcher's plan": (
+        {"researcher"},
+        say(lambda scene: scene.begin_a_sum(), PublicKeys),
     ),
     "ours: read the audit log": ({"operator", "auditor"}, say(lambda _: AUDIT, AuditPage)),
     "ours: read the plans": ({"operator", "auditor"}, say(lambda _: PLANS, PlansPage)),
