@@ -104,7 +104,11 @@ def test_participants_are_all_or_named(experiment: Path, sites: object, expected
             {"algorithm": {"name": "fedavg", "aggregation": "medain"}},
             "algorithm.aggregation: there is no method 'medain'; did you mean 'median'?",
         ),
-        ({"privacy": {"level": "basic"}}, "'basic' is not available in this version"),
+        (
+            {"privacy": {"level": "secure_aggregation"}},
+            "'secure_aggregation' is not available in this version",
+        ),
+        ({"privacy": {"level": "differential_privacy"}}, "privacy.epsilon: missing"),
         (
             {"participation": {"sites": ["factory-1", "factory-2"]}, "min_sites": 3},
             "min_sites is 3, but only 2 sites participate",
