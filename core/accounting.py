@@ -19,6 +19,8 @@ from collections import defaultdict
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+import numpy as np
+
 from core.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
@@ -95,7 +97,8 @@ def epsilon_by_prv(events: Iterable[Event], delta: float) -> float:
 
     accountant = PRVAccountant()
     accountant.history = [tuple(event) for event in together]
-    return float(accountant.get_epsilon(delta))
+    with np.errstate(divide="ignore"):  # it takes the logarithm of 1 − q where q is 1
+        return float(accountant.get_epsilon(delta))
 
 
 def noise_multiplier(*, most: float, delta: float, sample_rate: float, steps: int) -> float:

@@ -81,9 +81,12 @@ def set_(
 
     given = {"epsilon": epsilon, "delta": delta, "unit": unit}
     budget = parse(given, Budget, source="budget")
-    open_records(config).budgets.set(dataset, budget, who=OPERATOR)
+    records = open_records(config)
+    records.budgets.set(dataset, budget, who=OPERATOR)
+    known = any(each.name == dataset for each in records.registry.current())
+    later = "" if known else "; no dataset of this name is registered yet"
     typer.echo(
-        f"{plain(dataset)}: ε = {budget.epsilon:g} per {budget.unit} at δ = {budget.delta:g}"
+        f"{plain(dataset)}: ε = {budget.epsilon:g} per {budget.unit} at δ = {budget.delta:g}{later}"
     )
 
 

@@ -112,6 +112,7 @@ def test_participants_are_all_or_named(experiment: Path, sites: object, expected
             {"privacy": {"level": "basic", "epsilon": 1}},
             "privacy.epsilon: basic has no such option; there are: clip_norm, minimum_count",
         ),
+        ({"privacy": {"level": "differential_privacy"}}, "privacy.epsilon: missing"),
         (
             {"privacy": {"level": "basic"}, "compression": "int8"},
             "compression: int8 with basic: what is rounded off in one round is sent with a later",
