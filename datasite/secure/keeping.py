@@ -92,7 +92,12 @@ class Keeping:
     def keep(
         self, connection: Executes, answers: Answers, *, trained_on: str, addend: Vector
     ) -> None:
-        """Store the addend of a round within the caller's transaction."""
+        """Store the addend of a round within the caller's transaction.
+
+        Raises:
+            SecurityError: Another one of the round has come into a sum since the work began.
+        """
+        self.require_free(answers)
         body = addend.astype("<u8", copy=False).view(np.uint8).data
         self._replies.keep(connection, _of(answers), Parcel(b"", body))
         held = self.held(answers["plan_id"], answers["round_num"])

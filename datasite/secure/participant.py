@@ -11,9 +11,9 @@ for each peer: of its own mask when it stands in the list of survivors, else of 
 does so for one list in a session, and only when t sites have signed the same. Of n sites let c do
 whatever the orchestrator wants, and sign two lists. To confirm both takes 2t signatures, and there
 are (n − c) + 2c = n + c. So there is one list when 2t > n + c: with t = ⌊2n/3⌋ + 1 for every
-c < n/3. Then t − c honest sites or more give a share of the one kind, and of the other the c
-others know c shares, fewer than t. With t = ⌊n/2⌋ + 1 it holds for c = 0 alone: for an
-orchestrator and sites that do as they should, and look at what they get.
+c < n/3. For each peer the honest sites then give shares of one kind alone, and of the other kind
+there are c shares at most, fewer than t. With t = ⌊n/2⌋ + 1 it holds for c = 0 alone: a single
+site on the side of an orchestrator that lies breaks it.
 
 The same holds for two sessions of one round: a site that has given its shares for one list gives
 none for another, in no session, or the difference of two sums would be one site's update.
