@@ -134,7 +134,18 @@ def measure_live(testbed: Testbed) -> dict[str, Any]:
 def _live(source: Path | None) -> dict[str, Any]:
     with live_sites(LIVE_SITES, source) as testbed, _Asking(testbed) as asking:
         measured = apart(measure_live, testbed)
-    return {**measured, "status_ms": asking.taken_ms}
+    return {**measured, "status": _percentiles(asking.taken_ms)}
+
+
+def _percentiles(taken_ms: Sequence[float]) -> dict[str, float]:
+    ordered = sorted(taken_ms)
+    last = len(ordered) - 1
+    return {
+        "times": len(ordered),
+        "median_ms": ordered[last // 2],
+        "p99_ms": ordered[int(0.99 * last)],
+        "max_ms": ordered[last],
+    }
 
 
 def _large(source: Path | None) -> dict[str, Any]:
@@ -185,12 +196,17 @@ def growth(values: Sequence[int]) -> float:
 def write_up(results: Mapping[str, Any]) -> str:
     """Give the tables."""
     where = results["machine"]
-    text = [f"{where['date']}; {where['cores']} cores; Python {where['python']}."]
+    text = [
+        (
+            f"{where['date']}; {where['cores']} cores, with a load of {where['load']:g} at the "
+            f"start; Python {where['python']}, torch {where['torch']}."
+        )
+    ]
     for part in ("memory", "live"):
         if part in results:
             text += [_growths(part, results[part])]
     if "live" in results:
-        text += [_status(results["live"]["status_ms"])]
+        text += [_status(results["live"]["status"])]
     if "large" in results:
         text += [_large_table(results["large"])]
     return "\n\n".join(text)
@@ -232,12 +248,11 @@ def _growths(part: str, samples: Mapping[str, Any]) -> str:
     )
 
 
-def _status(taken_ms: Sequence[float]) -> str:
-    ordered = sorted(taken_ms)
-    median, p99 = (ordered[int(share * (len(ordered) - 1))] for share in (0.5, 0.99))
+def _status(status: Mapping[str, float]) -> str:
     return (
-        f"A site that trains told its status {len(ordered)} times: median {median:.1f} ms, "
-        f"99th percentile {p99:.1f} ms, at most {ordered[-1]:.1f} ms."
+        f"A site that trains was asked {status['times']} times for its status: median "
+        f"{status['median_ms']:.1f} ms, 99th percentile {status['p99_ms']:.1f} ms, at most "
+        f"{status['max_ms']:.1f} ms."
     )
 
 

@@ -39,6 +39,8 @@ def draw(results: Mapping[str, Any], folder: Path) -> Path | None:
         _curves(above, results[part]["resident"], MIB)
         _curves(below, results[part]["files"], 1)
         below.set_xlabel("round")
+        if len(results[part]["resident"]) > 1:
+            above.legend(frameon=False, fontsize=8, loc="lower right", ncols=3)
     axes[0][0].set_ylabel("memory, MiB")
     axes[1][0].set_ylabel("open files")
     figure.tight_layout()
@@ -58,9 +60,7 @@ def _curves(axis: Axes, values: Mapping[str, list[int]], factor: float) -> None:
         named.add(role)
         axis.plot([value * factor for value in each], color=COLOURS[role], lw=1.2, label=label)
     axis.axvline(SETTLED, color="#999999", linestyle=":", linewidth=1)
+    axis.margins(y=0.1)
     axis.set_ylim(bottom=0)
-    axis.margins(y=0.25)
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(linewidth=0.3)
-    if len(values) > 1:
-        axis.legend(frameon=False, fontsize=8, loc="lower right", ncols=3)
