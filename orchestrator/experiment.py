@@ -268,6 +268,7 @@ class ExperimentOrchestrator(OrchestratorInterface):
         results = {
             "seed": config.seed,
             "dataset": config.dataset,
+            "privacy_level": config.privacy.level,
             "parameters_sha256": digest(parameters),
             "stopped_early": course.next_round < config.rounds,
             **({} if course.ledger is None else {"privacy": course.ledger.so_far()}),

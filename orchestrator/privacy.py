@@ -75,6 +75,14 @@ _LEVELS: Final[dict[str, type[Section]]] = {
     "secure_aggregation": SecureAggregation,
 }
 
+LEVELS_IN_WORDS: Final = {
+    "none": "none: updates leave the sites as they are",
+    "basic": "basic: updates are shortened; no formal guarantee",
+    "differential_privacy": "differential_privacy: (ε, δ) for each unit of a site's training part",
+    "secure_aggregation": "secure_aggregation: only the sum of the updates of a round is seen",
+}
+"""What each level comes to, for who reads results."""
+
 
 def _settings(value: object) -> Section:
     if isinstance(value, dict):

@@ -321,6 +321,7 @@ def _store(runs: Path) -> "RunStore":
 
 def _echo_results(results: dict[str, Any]) -> None:
     from orchestrator.drift import DriftWarnings
+    from orchestrator.privacy import LEVELS_IN_WORDS
     from orchestrator.private_runs import spent_in_words
     from orchestrator.report import metrics_table
 
@@ -330,6 +331,8 @@ def _echo_results(results: dict[str, Any]) -> None:
     )
     if results["message"]:
         typer.echo(f"  {results['message']}")
+    if "privacy_level" in results:
+        typer.echo(f"privacy level: {LEVELS_IN_WORDS[results['privacy_level']]}")
     drifts = DriftWarnings()
     for record in results["rounds"]:
         for line in drifts.of(record):

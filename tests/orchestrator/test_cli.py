@@ -217,7 +217,8 @@ def test_a_run_is_shown_and_exported(
     assert orchestrator("show", "one", *folder, "--export", "rounds.csv") == 0
     out = capsys.readouterr().out
     assert "run one: COMPLETED, 2 of 2 rounds" in out
-    assert [line.split("  ")[0] for line in out.splitlines()[3:]] == [
+    assert "privacy level: none: updates leave the sites as they are\n" in out
+    assert [line.split("  ")[0] for line in out.splitlines()[4:]] == [
         "all sites",
         "factory-1",
         "factory-2",
