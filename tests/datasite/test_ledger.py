@@ -24,6 +24,11 @@ PLAN: Final = "p" * 64
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 whole = st.integers(-(2**63), 2**63 - 1)
+_OF_TYPE: Final[dict[type, st.SearchStrategy[Any]]] = {
+    int: whole,
+    float: st.floats(allow_nan=False),
+    str: text,
+}
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | text,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3),
@@ -40,7 +45,7 @@ def values_of(table: Table) -> st.SearchStrategy[dict[str, Any]]:
         elif isinstance(column.type, LargeBinary):
             values = st.binary(max_size=50)
         else:
-            values = whole if column.type.python_type is int else text
+            values = _OF_TYPE[column.type.python_type]
         if column.foreign_keys:
             values = st.just(PLAN)
         columns[column.key] = st.none() | values if column.nullable else values
