@@ -18,7 +18,14 @@ from moments import UNLIT, Fuse, lay
 
 _CONTEXT: Final = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["datasite.server", "datasite.cli.serve", "datasite.serve", "orchestrator.communication.live"]
+    [
+        "datasite.server",
+        "datasite.serve",
+        "datasite.data.copy",
+        "datasite.data.table",
+        "orchestrator.communication.live",
+        "orchestrator.experiment",
+    ]
 )
 
 

@@ -89,7 +89,8 @@ def test_a_cut_that_did_not_come_is_told(proxy: FaultProxy) -> None:
         pytest.param(Mode.RESET, {b"ConnectionResetError", b"RemoteDisconnected"}, id="reset"),
         pytest.param(
             Mode.HALF_CLOSED,
-            {b"TimeoutError", b"RemoteDisconnected", b"IncompleteRead"},
+            # Python's own reader takes an answer that ends among its headers for an empty one.
+            {b"TimeoutError", b"RemoteDisconnected", b"IncompleteRead", b""},
             id="half-closed",
         ),
     ],
