@@ -2,7 +2,7 @@
 
 import random
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from proxy import Cut, Mode, Point
@@ -91,9 +91,9 @@ _BEYOND_PATIENCE_S: Final = 6.0
 def at_random(seed: int) -> Scenario:
     """Draw a scenario of one to three strikes."""
     draw = random.Random(seed)  # noqa: S311 - the same in each run
-    begin = 1
-    strikes = []
-    for _ in range(draw.choice((1, 1, 2, 3))):
+    begin = draw.randint(1, 3)  # a run may be over before what comes late
+    strikes = [replace(_strike(draw, begin), delay_s=0.0)]
+    for _ in range(draw.choice((0, 0, 1, 2))):
         begin = draw.randint(begin, ROWS - 1)
         strikes.append(_strike(draw, begin))
     is_frozen_long = any(strike.pause_s > _PATIENCE_S for strike in strikes)
