@@ -117,7 +117,7 @@ def facts_of(plan: Plan, request: WorkRequest | SecureRequest) -> dict[str, Any]
         "data_version": plan.proposal["dataset_version"],
         "code_hash": installed_code_hash(),
     }
-    if is_of_a_round(request):
+    if "round_num" in request:
         facts["round_num"] = request["round_num"]
     return facts
 

@@ -45,6 +45,8 @@ VERBS = [
     "plans deny",
     "plans revoke",
     "plans approver",
+    "budget set",
+    "budget show",
     "users add",
     "users list",
     "users disable",

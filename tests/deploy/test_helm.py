@@ -467,6 +467,7 @@ def test_the_schema_knows_the_settings_of_a_site() -> None:
     assert set(schema["policy"]["items"]["properties"]) == set(Rule.model_fields)
     of_the_chart = {key for key, allowed in schema["settings"]["properties"].items() if not allowed}
     others = {"auditors", "plan_days", "training", "approvals", "approvers", "release"}
+    others |= {"budget", "secure_aggregation"}
     assert set(SiteConfig.model_fields) - of_the_chart == others
     site, defaults = (
         schema["site"]["properties"],
