@@ -5,10 +5,10 @@ a few times a second while it is worked on; and in the transaction that keeps it
 the operator revokes meanwhile is neither kept nor answered.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeGuard
+from typing import Any, Final, TypeGuard, cast
 
 from core.codehash import installed_code_hash
 from core.messages import EvaluateRequest, Message, StatisticsRequest, TrainRequest
@@ -117,9 +117,8 @@ def facts_of(plan: Plan, request: WorkRequest | SecureRequest) -> dict[str, Any]
         "data_version": plan.proposal["dataset_version"],
         "code_hash": installed_code_hash(),
     }
-    if "round_num" in request:
-        facts["round_num"] = request["round_num"]
-    return facts
+    round_num = cast("Mapping[str, Any]", request).get("round_num")
+    return facts if round_num is None else {**facts, "round_num": round_num}
 
 
 def is_of_a_round(
