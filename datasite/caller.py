@@ -29,7 +29,7 @@ class Caller:
 
 
 _READS: Final = frozenset({"audit", "plans"})
-_WORKS: Final = frozenset({"propose", "plan_status", "statistics", "train", "evaluate"})
+_WORKS: Final = frozenset({"propose", "plan_status", "statistics", "train", "evaluate", "cancel"})
 _ASKS: Final = {
     Role.OPERATOR: _READS | _WORKS,
     Role.AUDITOR: _READS,

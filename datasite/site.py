@@ -5,10 +5,8 @@ It knows nothing of PySyft: `datasite.serving` carries the bytes and says who ca
     head -> who may -> plan -> answered already? -> trainer -> release -> ledger -> reply
 """
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -22,14 +20,15 @@ from core.exceptions import (
     DataError,
     DataSiteError,
     FederatedLearningError,
-    SiteBusyError,
 )
 from core.interfaces import DataSiteInterface, ModelInterface
 from core.messages import (
     AuditPage,
     AuditRequest,
+    CancelRequest,
     DatasetDescription,
     Message,
+    PlanDecision,
     PlansPage,
     PlansRequest,
     SiteDescription,
@@ -59,6 +58,7 @@ from datasite.states import NOTHING, States
 from datasite.trainer import Trainer, TrainerProcess, Watch, unwatched
 from datasite.training.objectives import available_algorithms
 from datasite.training.work import Assignment, Done, Job
+from datasite.under_way import UnderWay
 
 _MESSAGE_SHOWN: Final = 1000
 """Characters of an error on the audit log: it may name what the request brought along."""
@@ -82,7 +82,6 @@ class FactoryDataSite(DataSiteInterface):
 
     def __init__(self, start_trainer: Callable[[SiteConfig], Trainer] = _own_process) -> None:
         self._start_trainer = start_trainer
-        self._working = threading.Lock()
         self._trainer: Trainer | None = None
         self._opened = ExitStack()
 
@@ -101,6 +100,7 @@ class FactoryDataSite(DataSiteInterface):
         self._consent = Consent(records)
         self._replies = Replies(self.ledger, config.state / "replies", site_id=config.site_id)
         self._states = States(self.ledger, site_id=config.site_id)
+        self._under_way = UnderWay(site_id=config.site_id)
         self._trainer = self._start_trainer(config)
         self._opened.callback(self._trainer.close)
 
@@ -138,7 +138,7 @@ class FactoryDataSite(DataSiteInterface):
         local = parse(training_config, LocalTraining, source="training_config")
         dataset = self.registry.find(local.dataset)
         request = local.request(global_model.get_parameters())
-        with self._turn(local.deadline_s):
+        with self._under_way.turn(local.deadline_s):
             job = self._job(dataset, local.split, None)
             assignment = Assignment(job, wire.encode(request))
             reply, done = self._perform(dataset, assignment, request, unwatched)
@@ -159,11 +159,10 @@ class FactoryDataSite(DataSiteInterface):
 
     def describe(self) -> SiteDescription:
         """Give what a researcher may know of the site."""
-        busy = self._working.locked()
         return SiteDescription(
             kind="site",
             datasite_id=self.config.site_id,
-            status=(DataSiteStatus.BUSY if busy else DataSiteStatus.ONLINE).name,
+            status=(DataSiteStatus.BUSY if self._under_way.is_busy else DataSiteStatus.ONLINE).name,
             version=VERSION,
             code_hash=installed_code_hash(),
             models=available_models(),
@@ -212,8 +211,18 @@ class FactoryDataSite(DataSiteInterface):
                 return self._told(self.plans.query(message["plan_id"], caller).decision())
             case "train" | "evaluate" | "statistics":
                 return self._work(message, request, caller)
+            case "cancel":
+                return self._told(self._cancel(message, caller))
             case kind:
                 raise DataSiteError(f"{self.config.site_id}: a {kind!r} message is no request")
+
+    def _cancel(self, message: CancelRequest, caller: Caller) -> PlanDecision:
+        """Stop what the caller's own plan has under way in a round, and write that down."""
+        decision = self.plans.query(message["plan_id"], caller).decision()
+        stopped = self._under_way.call_off(message["plan_id"], message["round_num"])
+        detail = {"round_num": message["round_num"], "stopped": stopped}
+        self._audit(caller.email, "cancel", message["plan_id"], decision, detail)
+        return decision
 
     def _told(self, reply: Message) -> Parcel:
         return wire.encode(require_listed(reply, site_id=self.config.site_id))
@@ -234,30 +243,41 @@ class FactoryDataSite(DataSiteInterface):
         grant = self._consent.grant(message, caller)
         agreed = grant.plan.proposal
         job = self._job(grant.dataset, agreed["split"], agreed.get("privacy"))
-        with self._turn(self._allowed_s(message)) as has_waited:
-            if has_waited:
+        with (
+            self._under_way.entered(message) as require_wanted,
+            self._under_way.turn(self._allowed_s(message)) as has_waited,
+        ):
+
+            def watch() -> None:
+                require_wanted()
                 self._consent.require_standing(grant)
+
+            if has_waited:
+                watch()
             if message["kind"] == "train":
-                return self._train(grant, job, message, request, caller)
+                return self._train(grant, Assignment(job, request), message, caller, watch)
             self._consent.begin(grant)
-            watch = partial(self._consent.require_standing, grant)
             reply, done = self._perform(grant.dataset, Assignment(job, request), message, watch)
             with self._consent.conclude(grant, reply) as connection:
                 audit.append(connection, _worked(grant, caller, reply, done))
         return done.reply
 
     def _train(
-        self, grant: Grant, job: Job, message: TrainRequest, request: Parcel, caller: Caller
+        self,
+        grant: Grant,
+        asked: Assignment,
+        message: TrainRequest,
+        caller: Caller,
+        watch: Watch,
     ) -> Parcel:
         plan_id, round_num = grant.plan.plan_id, message["round_num"]
-        answers = Answers(plan_id=plan_id, round_num=round_num, kind="train", request=request.name)
+        name = asked.request.name
+        answers = Answers(plan_id=plan_id, round_num=round_num, kind="train", request=name)
         stored = self._replies.find(answers)
         if stored is not None:
             return stored
         self._consent.begin(grant)
-        state = self._state(grant.plan, message)
-        watch = partial(self._consent.require_standing, grant)
-        assignment = Assignment(job, request, state)
+        assignment = asked._replace(state=self._state(grant.plan, message))
         reply, done = self._perform(grant.dataset, assignment, message, watch)
         with self._consent.conclude(grant, reply) as connection:
             if reply["kind"] == "update":
@@ -280,7 +300,7 @@ class FactoryDataSite(DataSiteInterface):
     def _perform(
         self, dataset: Dataset, assignment: Assignment, message: WorkRequest, watch: Watch
     ) -> tuple[Message, Done]:
-        """Have the trainer do it; what may leave the site. Called within `_turn`."""
+        """Have the trainer do it; what may leave the site. Called in its turn."""
         if self._trainer is None:
             raise DataSiteError(f"{self.config.site_id}: the site is closed")
         deadline_s = self._allowed_s(message)
@@ -300,28 +320,6 @@ class FactoryDataSite(DataSiteInterface):
         """Give how long the request may take: the caller's deadline, within the site's own."""
         most_s = self.config.training.deadline_s
         return most_s if message["kind"] == "statistics" else min(most_s, message["deadline_s"])
-
-    @contextmanager
-    def _turn(self, deadline_s: float) -> Iterator[bool]:
-        """Have the trainer to oneself: a site does one piece of work at a time.
-
-        Returns:
-            Whether it had to be waited for.
-
-        Raises:
-            SiteBusyError: Another request had it for all of `deadline_s`.
-        """
-        is_free = self._working.acquire(blocking=False)
-        if not is_free and not self._working.acquire(timeout=deadline_s):
-            raise SiteBusyError(
-                f"{self.config.site_id}: busy with another request for {deadline_s:g} s; "
-                "try again later",
-                site_id=self.config.site_id,
-            )
-        try:
-            yield not is_free
-        finally:
-            self._working.release()
 
     def _job(self, dataset: Dataset, split: SplitSettings, privacy: PrivacySettings | None) -> Job:
         return Job(

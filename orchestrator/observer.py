@@ -15,6 +15,9 @@ class Observer:
     def waiting(self, run_id: str, site_ids: Sequence[str]) -> None:
         """The run waits for the operators of these sites to approve its plan."""
 
+    def away(self, run_id: str, away: Mapping[str, str], limit_s: float) -> None:
+        """Too few sites are there: the run waits for these, which says why, so long at most."""
+
     def started(self, run_id: str, first_round: int, rounds: int) -> None:
         """Rounds `first_round` to `rounds - 1` follow."""
 

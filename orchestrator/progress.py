@@ -41,6 +41,10 @@ class JsonLines(Observer):
         """See `Observer`."""
         self._write("waiting", run_id, sites=list(site_ids))
 
+    def away(self, run_id: str, away: Mapping[str, str], limit_s: float) -> None:
+        """See `Observer`."""
+        self._write("away", run_id, away=dict(away), limit_s=limit_s)
+
     def started(self, run_id: str, first_round: int, rounds: int) -> None:
         """See `Observer`."""
         self._write("started", run_id, first_round=first_round, rounds=rounds)
@@ -73,6 +77,11 @@ class PlainLines(Observer):
     def waiting(self, run_id: str, site_ids: Sequence[str]) -> None:
         """See `Observer`."""
         self._write(f"run {run_id}: {_waiting(site_ids)}")
+
+    def away(self, run_id: str, away: Mapping[str, str], limit_s: float) -> None:
+        """See `Observer`."""
+        self._write(f"run {run_id}: {_away(away, limit_s)}")
+        self._write_missing(away)
 
     def started(self, run_id: str, first_round: int, rounds: int) -> None:
         """See `Observer`."""
@@ -136,6 +145,12 @@ class LiveDisplay(Observer):
         del run_id
         self._console.print(f"[yellow]{_waiting(site_ids)}[/]")
 
+    def away(self, run_id: str, away: Mapping[str, str], limit_s: float) -> None:
+        """See `Observer`."""
+        del run_id
+        self._console.print(f"[yellow]{escape(_away(away, limit_s))}[/]")
+        self._print_missing(away)
+
     def started(self, run_id: str, first_round: int, rounds: int) -> None:
         """See `Observer`."""
         del run_id
@@ -191,6 +206,10 @@ def _waiting(site_ids: Sequence[str]) -> str:
         f"waiting for the operators of {listed(site_ids)} to approve the plan "
         "('datasite plans list' there)"
     )
+
+
+def _away(away: Mapping[str, str], limit_s: float) -> str:
+    return f"too few sites: waiting for {listed(sorted(away))}, {limit_s:g} s at most"
 
 
 def _cells(record: Mapping[str, Any]) -> tuple[str, str, str, str, str, str]:

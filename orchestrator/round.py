@@ -1,16 +1,19 @@
 """One round, from the algorithm's configuration to the committed global model."""
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
-from core.exceptions import AggregationError, PlanError
+from core.exceptions import AggregationError
 from core.messages import (
+    CancelRequest,
     ClientUpdate,
     EvaluateRequest,
     EvaluationReport,
     ModelSpec,
+    PlanDecision,
     Preprocessing,
 )
 from core.models import TorchModel
@@ -19,9 +22,12 @@ from orchestrator.algorithms import Algorithm, Gathering
 from orchestrator.fleet import Answers, Fleet
 from orchestrator.metrics import MetricsCollector
 from orchestrator.participation import Participation
+from orchestrator.stragglers import Patience, Stragglers
 from orchestrator.travel import Travel
+from orchestrator.waiting import Waiting
 
 _TENSORS = {"parameters", "control"}
+_CALL_OFF_S = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +42,8 @@ class RoundContext:
         rows: Rows that each site has registered.
         min_sites: Fewest updates that make a round; by default every site drawn for it.
         deadline_s: Longest a site may take for one request.
+        waiting: How the run waits for sites that are away.
+        stragglers: What is done about slow sites; by default they are waited for.
         travel: In which form parameters travel.
     """
 
@@ -49,6 +57,8 @@ class RoundContext:
     model: ModelSpec
     preprocessing: Preprocessing
     deadline_s: float
+    waiting: Waiting
+    stragglers: Stragglers | None = None
     travel: Travel = field(default_factory=Travel)
 
 
@@ -72,10 +82,7 @@ def run_round(
     begin, traffic = time.perf_counter(), context.fleet.communication.traffic
     before = traffic.so_far()
     drawn = context.participation.draw(context.participants, seed=context.seed, round_num=round_num)
-    gathered = algorithm.gather()
-    answers = train_at_sites(round_num, drawn, context, algorithm, gathered)
-    fewest = context.min_sites or len(drawn)
-    answers.require(fewest, what=f"round {round_num}", round_num=round_num)
+    answers, gathered = _enough_updates(round_num, drawn, context, algorithm)
     trained = time.perf_counter()
 
     algorithm.commit(gathered)
@@ -99,6 +106,21 @@ def run_round(
     return record
 
 
+def _enough_updates(
+    round_num: int, drawn: Sequence[str], context: RoundContext, algorithm: Algorithm
+) -> tuple[Answers[dict[str, Any]], Gathering]:
+    """Give the updates of a round; when sites have to be waited for, they are gathered anew."""
+    newest: list[Gathering] = []
+
+    def train() -> Answers[dict[str, Any]]:
+        newest[:] = [algorithm.gather()]
+        return train_at_sites(round_num, drawn, context, algorithm, newest[0])
+
+    fewest = context.min_sites or len(drawn)
+    answers = context.waiting.enough(train, fewest, what=f"round {round_num}", round_num=round_num)
+    return answers, newest[0]
+
+
 def train_at_sites(
     round_num: int,
     site_ids: Sequence[str],
@@ -117,12 +139,6 @@ def train_at_sites(
     sent = context.travel.outgoing(model)
 
     def train(site_id: str) -> tuple[ClientUpdate, float]:
-        if site_id not in context.plan_ids:
-            raise PlanError(
-                f"{site_id}: has approved no plan of this run: it was not reached when the run "
-                "started, or it refused",
-                site_id=site_id,
-            )
         communication = context.fleet.communication
         communication.send_model(sent, site_id)
         answer = communication.request_training(
@@ -135,6 +151,7 @@ def train_at_sites(
                 **config,
                 **algorithm.configure_site(site_id),
                 **_memory(site_id, context, algorithm),
+                **_limit(context),
                 **context.travel.form,
             },
             site_id,
@@ -154,7 +171,7 @@ def train_at_sites(
         gathered.add(update, delta_norm)
         return {name: value for name, value in update.items() if name not in _TENSORS}
 
-    return context.fleet.take(site_ids, train, add)
+    return context.fleet.take(site_ids, train, add, _patience(round_num, "round", context))
 
 
 def evaluate_at_sites(
@@ -176,7 +193,31 @@ def evaluate_at_sites(
         )
         return context.fleet.communication.request(request, EvaluationReport, site_id)
 
-    return context.fleet.ask(context.plan_ids, evaluate)
+    patience = _patience(round_num, "evaluation of round", context)
+    return context.fleet.ask(context.plan_ids, evaluate, patience)
+
+
+def _patience(round_num: int, what: str, context: RoundContext) -> Patience:
+    """Give how long the sites are waited for, and how one is told that it need not go on."""
+
+    def call_off(site_id: str) -> None:
+        request = CancelRequest(
+            kind="cancel", plan_id=context.plan_ids[site_id], round_num=round_num
+        )
+        context.fleet.communication.request(request, PlanDecision, site_id, deadline_s=_CALL_OFF_S)
+
+    return Patience(
+        what=f"{what} {round_num}",
+        call_off=call_off,
+        cutoff_s=math.inf if context.stragglers is None else context.stragglers.cutoff_s,
+        minimum=context.min_sites or 1,
+    )
+
+
+def _limit(context: RoundContext) -> dict[str, float]:
+    """Give after how long a site sends what it has, where the plan allows that."""
+    stop_after_s = None if context.stragglers is None else context.stragglers.stop_after_s
+    return {} if stop_after_s is None else {"stop_after_s": stop_after_s}
 
 
 def _memory(site_id: str, context: RoundContext, algorithm: Algorithm) -> dict[str, int]:

@@ -5,6 +5,7 @@ caller's own.
 """
 
 import json
+import math
 import time
 from collections import OrderedDict
 from pathlib import Path
@@ -139,6 +140,7 @@ class Worker:
             positive_weight=request["preprocessing"]["positive_weight"],
             objective=objective,
             seed=derive_seed(request["seed"], request["round_num"], job["site_id"], "batches"),
+            stop_after_s=request.get("stop_after_s", math.inf),
         )
         parameters = model.get_parameters()
         require_finite(parameters, whose=job["site_id"])

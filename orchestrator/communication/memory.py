@@ -34,6 +34,10 @@ class MemoryCarrier:
         self._traffic.add(sent=len(request), received=len(reply))
         return reply
 
+    def look(self, *, deadline_s: float) -> None:
+        """See `Carrier.look`; what is in memory is there."""
+        del deadline_s
+
     def close(self) -> None:
         """See `Carrier.close`."""
 

@@ -294,7 +294,7 @@ def test_an_owner_that_is_killed_owns_nothing(store: RunStore) -> None:
         assert owner.stdout is not None
         assert owner.stdout.readline() == "owned\n"
         with (
-            pytest.raises(ExperimentError, match=f"process {owner.pid};"),
+            pytest.raises(ExperimentError, match=f"process {owner.pid} on "),
             store.owned("one"),
         ):
             pass
