@@ -163,18 +163,18 @@ def test_ctrl_c_stops_a_run_after_its_round_and_it_can_be_resumed(
     testbed: Testbed, federation: Federation, tmp_path: Path
 ) -> None:
     """SIGINT ends the command with 130, the run is CANCELLED with whole rounds, and can go on."""
-    experiment = write_experiment(tmp_path, testbed, rounds=30)
+    experiment = write_experiment(tmp_path, testbed, rounds=20)
     run = start_orchestrator("run", experiment, "--run-id", "stopped", "--json")
     code, errors = signal_after(run, signal.SIGINT, round_line(1))
     assert (code, "Traceback" in errors) == (130, False)
     assert "stopping after this round" in errors
     (listed,) = json.loads(orchestrator("list", "--runs", tmp_path / "runs", "--json").stdout)
     assert (listed["status"], listed["orphaned"]) == ("CANCELLED", False)
-    assert 2 <= listed["rounds_done"] < 30
+    assert 2 <= listed["rounds_done"] < 20
     assert len(results(tmp_path, "stopped")["rounds"]) == listed["rounds_done"]
     assert orchestrator("resume", "stopped", "--runs", tmp_path / "runs").returncode == 0
     ended = results(tmp_path, "stopped")
-    in_memory = federation.run("stopped", rounds=30)
+    in_memory = federation.run("stopped", rounds=20)
     assert ended["parameters_sha256"] == in_memory["parameters_sha256"]
 
 

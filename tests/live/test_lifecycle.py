@@ -65,7 +65,7 @@ def test_a_run_outlives_a_site_that_is_killed_and_started_again(
 ) -> None:
     """It is OFFLINE at once, waited for, logged in to anew, and the bits are those of no death."""
     limits = {"attempts": 1, "sites_s": PATIENCE_S}
-    experiment = write_experiment(tmp_path, testbed, rounds=40, limits=limits)
+    experiment = write_experiment(tmp_path, testbed, rounds=12, limits=limits)
     run = start_orchestrator("run", experiment, "--run-id", "outlives", "--json")
     try:
         until(run, "round", round_num=0)
@@ -73,7 +73,11 @@ def test_a_run_outlives_a_site_that_is_killed_and_started_again(
         assert victim is not None
         victim.kill()
         until(run, "away")
-        assert status_of(tmp_path, "outlives", "factory-2") == "OFFLINE"
+        wait_until(
+            lambda: status_of(tmp_path, "outlives", "factory-2") == "OFFLINE",
+            limit_s=PATIENCE_S,
+            what="the run says that factory-2 is OFFLINE",
+        )
         victim.wait(timeout=10)
         testbed.up(3)
         _, errors = run.communicate(timeout=PATIENCE_S)
@@ -82,8 +86,8 @@ def test_a_run_outlives_a_site_that_is_killed_and_started_again(
         testbed.up(3)
     assert run.returncode == 0, errors
     ended = results(tmp_path, "outlives")
-    assert [len(record["sites"]) for record in ended["rounds"]] == [3] * 40
-    undisturbed = federation.run("undisturbed", rounds=40)
+    assert [len(record["sites"]) for record in ended["rounds"]] == [3] * 12
+    undisturbed = federation.run("undisturbed", rounds=12)
     assert ended["parameters_sha256"] == undisturbed["parameters_sha256"]
 
 

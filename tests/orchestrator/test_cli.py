@@ -298,7 +298,7 @@ def test_a_run_with_an_unreachable_site_ends_with_2(tmp_path: Path) -> None:
     sites = write_sites(tmp_path)
     experiment = tmp_path / "experiment.yaml"
     experiment.write_text(
-        yaml.safe_dump(settings(sites=str(sites), limits={"attempts": 1, "connect_s": 5}))
+        yaml.safe_dump(settings(sites=str(sites), limits={"attempts": 1, "connect_s": 5, "sites_s": 0}))
     )
     done = in_a_process("run", experiment, "--run-id", "one", "--json", cwd=tmp_path)
     assert done.returncode == 2, done.stderr
