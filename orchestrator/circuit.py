@@ -90,10 +90,6 @@ class Circuits:
         with self._changed:
             return MappingProxyType(dict(self._standings))
 
-    def away(self) -> dict[str, str]:
-        """Give why each site that is away is."""
-        return {s: str(each.error) for s, each in self.standings.items() if each.is_away}
-
     @contextmanager
     def request(self, site_id: str) -> Iterator[None]:
         """Have what comes of a request, made within the context, change where the site stands."""

@@ -89,6 +89,7 @@ class ExperimentOrchestrator(OrchestratorInterface):
             return self.collect_results(experiment_id)
         config = self._store.config(experiment_id)
         with self._store.owned(experiment_id):
+            self._halt.reset()
             self._move(experiment_id, ExperimentStatus.RUNNING)
             try:
                 self._run(experiment_id, config)

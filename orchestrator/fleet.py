@@ -90,7 +90,8 @@ class Fleet:
         self.communication = communication
         self.halt = halt or Halt()
         self.circuits = Circuits([site.site_id for site in sites])
-        self.keeper = Keeper(self.circuits, self.log_in, communication.look)
+        look = communication.look if communication.can_vanish else None
+        self.keeper = Keeper(self.circuits, self.log_in, look)
         self._addresses = {site.site_id: site for site in sites}
         self._retrying = Retrying(
             stop=stop_after_attempt(attempts),

@@ -20,6 +20,11 @@ class Halt:
         self.is_in_round = False
         self._at_once = threading.Event()
 
+    def reset(self) -> None:
+        """Begin anew, for another run or the same one resumed."""
+        self.after_round = self.is_in_round = False
+        self._at_once.clear()
+
     def at_once(self) -> None:
         """Have the run stop as soon as it notices, which takes a tenth of a second."""
         self._at_once.set()

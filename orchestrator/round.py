@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
-from core.exceptions import AggregationError
+from loguru import logger
+
+from core.exceptions import AggregationError, FederatedLearningError
 from core.messages import (
     CancelRequest,
     ClientUpdate,
@@ -204,7 +206,12 @@ def _patience(round_num: int, what: str, context: RoundContext) -> Patience:
         request = CancelRequest(
             kind="cancel", plan_id=context.plan_ids[site_id], round_num=round_num
         )
-        context.fleet.communication.request(request, PlanDecision, site_id, deadline_s=_CALL_OFF_S)
+        try:
+            context.fleet.communication.request(
+                request, PlanDecision, site_id, deadline_s=_CALL_OFF_S
+            )
+        except FederatedLearningError as exc:
+            logger.bind(site_id=site_id).warning("{} was not told to stop: {}", site_id, exc)
 
     return Patience(
         what=f"{what} {round_num}",

@@ -1,5 +1,6 @@
 """A run with too few sites waits for those that are away, up to a limit, and says for whom."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from orchestrator.fleet import Answers, Fleet
 T = TypeVar("T")
 
 _GLANCE_S: Final = 0.1
+_LONGEST_PAUSE_S: Final = 2.0
 
 TellAway = Callable[[Mapping[str, str], float], None]
 """Told who is away and why, and for how many seconds at most the run waits."""
@@ -21,7 +23,7 @@ class Waiting:
     """How a run waits.
 
     Attributes:
-        limit_s: For how long at most, each time.
+        limit_s: For how long at most, from the first time that too few answered.
         tell: Told at the beginning of each wait, and when others are waited for.
     """
 
@@ -45,17 +47,17 @@ class Waiting:
             FederatedLearningError: Too few answered, and nobody is away, or they were for too long;
                 as `Answers.require`.
         """
-        end = time.monotonic() + self.limit_s
+        end = math.inf  # until somebody lacks: the work before that is no waiting
         waited_for: set[str] = set()
+        pause_s = _GLANCE_S
         while True:
             answers = ask()
             try:
                 answers.require(fewest, what=what, round_num=round_num)
             except FederatedLearningError as exc:
-                away = {
-                    s: why for s, why in self.fleet.circuits.away().items() if s in answers.failed
-                }
+                away = {s: str(error) for s, error in answers.failed.items() if error.retryable}
                 lacking = fewest - len(answers.ok)
+                end = min(end, time.monotonic() + self.limit_s)
                 if len(away) < lacking or time.monotonic() >= end:
                     if not waited_for:
                         raise
@@ -65,6 +67,8 @@ class Waiting:
                     waited_for |= away.keys()
                     self.tell(away, self.limit_s)
                 self._until_back(away, lacking, end)
+                self.fleet.halt.wait(pause_s)  # who comes and goes is not asked without a pause
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
             else:
                 return answers
 

@@ -80,9 +80,11 @@ class SiteCommunication(CommunicationInterface):
             returns when there is room for it.
         traffic: What passed between sites and here.
         most_at_once: How many sites are asked at once at most; None for all.
+        can_vanish: Whether a site can be gone without a word while nobody asks it anything.
     """
 
     most_at_once: int | None = None
+    can_vanish: bool = True
 
     def __init__(self, *, connect_s: float = 15.0, call_s: float = 600.0) -> None:
         self.connect_s = connect_s

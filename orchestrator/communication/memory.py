@@ -50,6 +50,8 @@ class MemoryCommunication(SiteCommunication):
         passwords: Accounts that may log in, the same at every site; none means that anybody may.
     """
 
+    can_vanish = False
+
     def __init__(
         self, sites: Mapping[str, Handler], *, passwords: Mapping[str, str] | None = None
     ) -> None:

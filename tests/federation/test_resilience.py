@@ -224,6 +224,20 @@ def test_a_wait_that_is_over_tells_who_and_why(
     assert (resumed["status"], len(resumed["rounds"])) == ("COMPLETED", 3)
 
 
+def test_a_site_that_is_back_and_lost_again_is_not_waited_for_for_ever(
+    federation: Federation, lines: dict[str, Line]
+) -> None:
+    """It answers all but the training: the limit goes from the first time that it was missed."""
+
+    def too_much(_message: Mapping[str, Any]) -> None:
+        raise CommunicationError("factory-2: reset", site_id="factory-2")
+
+    lines["factory-2"].on["train"] = too_much
+    limits = {"attempts": 1, "sites_s": 0.5}
+    with pytest.raises(CommunicationError, match=r"factory-2: reset\n\(waited 0.5 s for"):
+        start(federation, lines, limits=limits).run_experiment("one")
+
+
 def test_what_waiting_does_not_mend_is_not_waited_for(
     federation: Federation, lines: dict[str, Line]
 ) -> None:
@@ -285,8 +299,9 @@ def test_a_run_cancelled_from_elsewhere_stops_its_sites(
     assert len(ended) == 1
     row = federation.store.find("one")
     assert (row.status, row.rounds_done) == ("CANCELLED", 1)
-    assert [line.asked.count("cancel") for line in lines.values()] == [0, 1, 0]
-    resumed = federation.orchestrator().run_experiment("one")
+    assert lines["factory-2"].asked.count("cancel") == 1
+    lines["factory-2"].on.clear()
+    resumed = orchestrator.run_experiment("one")
     assert resumed["parameters_sha256"] == undisturbed["parameters_sha256"]
 
 
