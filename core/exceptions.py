@@ -76,6 +76,10 @@ class SiteBusyError(DataSiteError):
     retryable = True
 
 
+class CalledOffError(DataSiteError):
+    """The work was stopped, because who had asked for it does not want it any more."""
+
+
 class CommunicationError(FederatedLearningError):
     """A site could not be reached, or the connection broke."""
 

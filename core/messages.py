@@ -48,7 +48,8 @@ class AlgorithmSpec(TypedDict):
 class TrainingSettings(TypedDict):
     """How a site fits its model in one round.
 
-    `focal_gamma` is the focal loss's exponent; 0 is cross entropy.
+    `focal_gamma` is the focal loss's exponent; 0 is cross entropy. `partial` allows requests that
+    say after how long to stop.
     """
 
     local_epochs: Annotated[int, Field(ge=1)]
@@ -59,6 +60,7 @@ class TrainingSettings(TypedDict):
     weight_decay: Annotated[float, Field(ge=0.0)]
     gradient_clip: Positive | None
     focal_gamma: Annotated[float, Field(ge=0.0)]
+    partial: NotRequired[Literal[True]]
 
 
 @with_config(STRICT)
@@ -199,7 +201,8 @@ class TrainRequest(TypedDict):
     site's update: what the site keeps for the algorithm is taken as it was after that round, and
     as nothing when it is absent. `control` is what the algorithm sends beside the model (SCAFFOLD:
     the control variate c). With a `compression`, both are as `core.compression.compress` gives
-    them, and the answer's as `send` does.
+    them, and the answer's as `send` does. After `stop_after_s` the site ends its training, though
+    not within the first epoch, and sends what it has; for `training` that is `partial` alone.
     """
 
     kind: Literal["train"]
@@ -215,6 +218,7 @@ class TrainRequest(TypedDict):
     state_round: NotRequired[Count]
     control: NotRequired[Parameters]
     compression: NotRequired[CompressionName]
+    stop_after_s: NotRequired[Positive]
 
 
 @with_config(STRICT)
@@ -222,8 +226,8 @@ class ClientUpdate(TypedDict):
     """Answer to `TrainRequest`.
 
     `num_samples` is how many windows were trained on (the site's claim), `num_steps` how many
-    optimiser steps were really done. `metrics` has `train_loss` (mean over the last epoch) and
-    `fit_s` (wall time of the fit); and, where the plan's data are not the first version of their
+    optimiser steps were really done. `metrics` has `train_loss` (mean over the last epoch, as far
+    as it went) and `fit_s` (wall time); and, where the plan's data are no first version of their
     dataset, `psi.<column>`, how far the column has drifted from it (see `core.drift`). Under
     differential privacy it has `fit_s` alone, since the others tell of rows. `control` answers a
     request's (SCAFFOLD: the change of c_k).
@@ -239,6 +243,15 @@ class ClientUpdate(TypedDict):
     parameters: Parameters
     control: NotRequired[Parameters]
     compression: NotRequired[CompressionName]
+
+
+@with_config(STRICT)
+class CancelRequest(TypedDict):
+    """Stop what is asked for in this round of the plan; the answer is its `PlanDecision`."""
+
+    kind: Literal["cancel"]
+    plan_id: Text
+    round_num: Count
 
 
 @with_config(STRICT)
@@ -373,6 +386,7 @@ Request = (
     | PrivacyRequest
     | TrainRequest
     | EvaluateRequest
+    | CancelRequest
     | AuditRequest
     | PlansRequest
     | SecureRequest

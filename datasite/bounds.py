@@ -42,6 +42,8 @@ def _excess_of_training(request: TrainRequest, agreed: PlanProposal) -> str:
     highest = allowed["learning_rate"]
     if asked["learning_rate"] > highest or {**asked, "learning_rate": highest} != allowed:
         return "was approved for other training settings"
+    if "stop_after_s" in request and not allowed.get("partial"):
+        return "was approved for whole rounds of training, not for parts of them"
     return ""
 
 

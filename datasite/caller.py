@@ -41,6 +41,7 @@ _WORKS: Final = SECURE_KINDS | {
     "privacy_account",
     "train",
     "evaluate",
+    "cancel",
 }
 _ASKS: Final = {
     Role.OPERATOR: _READS | _WORKS,

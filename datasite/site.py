@@ -5,9 +5,8 @@ It knows nothing of PySyft: `datasite.serving` carries the bytes and says who ca
     head -> who may -> plan -> answered already? -> trainer -> release -> ledger -> reply
 """
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -22,14 +21,17 @@ from core.exceptions import (
     DataError,
     DataSiteError,
     FederatedLearningError,
-    SiteBusyError,
 )
 from core.interfaces import DataSiteInterface, ModelInterface
 from core.messages import (
     AuditPage,
     AuditRequest,
+    CancelRequest,
     DatasetDescription,
     Message,
+    PlanDecision,
+    PlanProposal,
+    PlanQuery,
     PlansPage,
     PlansRequest,
     SiteDescription,
@@ -65,6 +67,7 @@ from datasite.states import NOTHING, States
 from datasite.trainer import Trainer, TrainerProcess, Watch, unwatched
 from datasite.training.objectives import available_algorithms
 from datasite.training.work import Assignment, Done, Job
+from datasite.under_way import UnderWay
 
 
 def _own_process(config: SiteConfig) -> Trainer:
@@ -85,7 +88,6 @@ class FactoryDataSite(DataSiteInterface):
 
     def __init__(self, start_trainer: Callable[[SiteConfig], Trainer] = _own_process) -> None:
         self._start_trainer = start_trainer
-        self._working = threading.Lock()
         self._trainer: Trainer | None = None
         self._opened = ExitStack()
 
@@ -107,6 +109,7 @@ class FactoryDataSite(DataSiteInterface):
         self._states = States(self.ledger, site_id=config.site_id)
         self._identity = Identity.open(config.state)
         self._secure = SecureDoor(records, self._replies, self._identity)
+        self._under_way = UnderWay(site_id=config.site_id)
         self._trainer = self._start_trainer(config)
         self._opened.callback(self._trainer.close)
 
@@ -144,7 +147,7 @@ class FactoryDataSite(DataSiteInterface):
         local = parse(training_config, LocalTraining, source="training_config")
         dataset = self.registry.find(local.dataset)
         request = local.request(global_model.get_parameters())
-        with self._turn(local.deadline_s):
+        with self._under_way.turn(local.deadline_s):
             job = self._job(dataset, local.split, None)
             assignment = Assignment(job, wire.encode(request))
             reply, done = self._perform(dataset, assignment, request, unwatched)
@@ -165,11 +168,10 @@ class FactoryDataSite(DataSiteInterface):
 
     def describe(self) -> SiteDescription:
         """Give what a researcher may know of the site."""
-        busy = self._working.locked()
         return SiteDescription(
             kind="site",
             datasite_id=self.config.site_id,
-            status=(DataSiteStatus.BUSY if busy else DataSiteStatus.ONLINE).name,
+            status=(DataSiteStatus.BUSY if self._under_way.is_busy else DataSiteStatus.ONLINE).name,
             version=VERSION,
             code_hash=installed_code_hash(),
             models=available_models(),
@@ -210,15 +212,8 @@ class FactoryDataSite(DataSiteInterface):
                 return self._told(self.describe())
             case "audit" | "plans":
                 return self._told(self._shown(message, caller))
-            case "propose":
-                dataset = self.registry.find(message["dataset"], message["dataset_version"])
-                require_offered(message, site_id=self.config.site_id)
-                require_private(message, dataset.schema, site_id=self.config.site_id)
-                self._secure.require_sound(message)
-                plan = self.plans.propose(message, caller, rows=dataset.rows)
-                return self._told(plan.decision())
-            case "plan_status":
-                return self._told(self.plans.query(message["plan_id"], caller).decision())
+            case "propose" | "plan_status" | "cancel":
+                return self._told(self._decision(message, caller))
             case "train" | "evaluate" | "statistics" | "privacy_account":
                 return self._work(message, request, caller)
             case (
@@ -227,6 +222,28 @@ class FactoryDataSite(DataSiteInterface):
                 return self._secure.answer(message, request, caller)
             case kind:
                 raise DataSiteError(f"{self.config.site_id}: a {kind!r} message is no request")
+
+    def _decision(
+        self, message: PlanProposal | PlanQuery | CancelRequest, caller: Caller
+    ) -> PlanDecision:
+        """Say where a plan stands: one that is proposed now, or the caller's own."""
+        if message["kind"] == "plan_status":
+            return self.plans.query(message["plan_id"], caller).decision()
+        if message["kind"] == "cancel":
+            return self._cancel(message, caller)
+        dataset = self.registry.find(message["dataset"], message["dataset_version"])
+        require_offered(message, site_id=self.config.site_id)
+        require_private(message, dataset.schema, site_id=self.config.site_id)
+        self._secure.require_sound(message)
+        return self.plans.propose(message, caller, rows=dataset.rows).decision()
+
+    def _cancel(self, message: CancelRequest, caller: Caller) -> PlanDecision:
+        """Stop what the caller's own plan has under way in a round, and write that down."""
+        decision = self.plans.query(message["plan_id"], caller).decision()
+        stopped = self._under_way.call_off(message["plan_id"], message["round_num"])
+        detail = {"round_num": message["round_num"], "stopped": stopped}
+        self._audit(caller.email, "cancel", message["plan_id"], decision, detail)
+        return decision
 
     def _told(self, reply: Message) -> Parcel:
         return wire.encode(require_listed(reply, site_id=self.config.site_id))
@@ -247,10 +264,18 @@ class FactoryDataSite(DataSiteInterface):
         grant = self._consent.grant(message, caller)
         agreed = grant.plan.proposal
         job = self._job(grant.dataset, agreed["split"], agreed.get("privacy"))
-        with self._turn(self._allowed_s(message)) as has_waited:
-            if has_waited:
+        with (
+            self._under_way.entered(message) as require_wanted,
+            self._under_way.turn(self._allowed_s(message)) as has_waited,
+        ):
+
+            def watch() -> None:
+                require_wanted()
                 self._consent.require_standing(grant)
-            mechanism = self._private.mechanism(grant, partial(self._counted, grant, job))
+
+            if has_waited:
+                watch()
+            mechanism = self._private.mechanism(grant, partial(self._counted, job, watch))
             if message["kind"] == "privacy_account":
                 account = self._private.account(grant, mechanism)
                 self._audit(caller.email, message["kind"], grant.plan.plan_id, account, grant.facts)
@@ -258,34 +283,37 @@ class FactoryDataSite(DataSiteInterface):
             if message["kind"] == "train":
                 if mechanism is not None:
                     job["mechanism"] = mechanism
-                return self._train(grant, job, message, request, caller)
+                return self._train(grant, Assignment(job, request), message, caller, watch)
             self._consent.begin(grant)
-            watch = partial(self._consent.require_standing, grant)
             reply, done = self._perform(grant.dataset, Assignment(job, request), message, watch)
             with self._consent.conclude(grant, reply) as connection:
                 audit.append(connection, worked(grant, caller, reply, done))
         return done.reply
 
     def _train(
-        self, grant: Grant, job: Job, message: TrainRequest, request: Parcel, caller: Caller
+        self,
+        grant: Grant,
+        asked: Assignment,
+        message: TrainRequest,
+        caller: Caller,
+        watch: Watch,
     ) -> Parcel:
         plan_id, round_num = grant.plan.plan_id, message["round_num"]
-        answers = Answers(plan_id=plan_id, round_num=round_num, kind="train", request=request.name)
+        name = asked.request.name
+        answers = Answers(plan_id=plan_id, round_num=round_num, kind="train", request=name)
         secure = settings_of(grant.plan.proposal)
         is_kept = secure is None or self._secure.is_kept(answers)
         stored = self._replies.find(answers)
         if stored is not None and is_kept:
             return stored
         self._consent.begin(grant)
-        mechanism = job.get("mechanism")
+        mechanism = asked.job.get("mechanism")
         self._private.require_room(grant, mechanism)
-        state = self._state(grant.plan, message)
-        watch = partial(self._consent.require_standing, grant)
-        assignment = Assignment(job, request, state)
+        assignment = asked._replace(state=self._state(grant.plan, message))
         reply, done = self._perform(grant.dataset, assignment, message, watch)
         kept = None
         if secure is not None and reply["kind"] == "update":
-            kept = self._secure.kept(secure, request, done.reply)
+            kept = self._secure.kept(secure, asked.request, done.reply)
             done = done._replace(reply=kept.reply)
         with self._consent.conclude(grant, reply) as connection:
             if kept is not None:
@@ -303,11 +331,10 @@ class FactoryDataSite(DataSiteInterface):
         )
         return done.reply
 
-    def _counted(self, grant: Grant, job: Job, request: Parcel) -> Parcel:
+    def _counted(self, job: Job, watch: Watch, request: Parcel) -> Parcel:
         """Have the trainer count, for the site itself."""
         if self._trainer is None:
             raise DataSiteError(f"{self.config.site_id}: the site is closed")
-        watch = partial(self._consent.require_standing, grant)
         assignment, deadline_s = Assignment(job, request), self.config.training.deadline_s
         return self._trainer.perform(assignment, deadline_s=deadline_s, watch=watch).reply
 
@@ -320,7 +347,7 @@ class FactoryDataSite(DataSiteInterface):
     def _perform(
         self, dataset: Dataset, assignment: Assignment, message: DataRequest, watch: Watch
     ) -> tuple[Message, Done]:
-        """Have the trainer do it; what may leave the site. Called within `_turn`."""
+        """Have the trainer do it; what may leave the site. Called in its turn."""
         if self._trainer is None:
             raise DataSiteError(f"{self.config.site_id}: the site is closed")
         deadline_s = self._allowed_s(message)
@@ -341,28 +368,6 @@ class FactoryDataSite(DataSiteInterface):
         """Give how long the request may take: the caller's deadline, within the site's own."""
         most_s = self.config.training.deadline_s
         return most_s if message["kind"] == "statistics" else min(most_s, message["deadline_s"])
-
-    @contextmanager
-    def _turn(self, deadline_s: float) -> Iterator[bool]:
-        """Have the trainer to oneself: a site does one piece of work at a time.
-
-        Returns:
-            Whether it had to be waited for.
-
-        Raises:
-            SiteBusyError: Another request had it for all of `deadline_s`.
-        """
-        is_free = self._working.acquire(blocking=False)
-        if not is_free and not self._working.acquire(timeout=deadline_s):
-            raise SiteBusyError(
-                f"{self.config.site_id}: busy with another request for {deadline_s:g} s; "
-                "try again later",
-                site_id=self.config.site_id,
-            )
-        try:
-            yield not is_free
-        finally:
-            self._working.release()
 
     def _job(self, dataset: Dataset, split: SplitSettings, privacy: PrivacySettings | None) -> Job:
         return Job(

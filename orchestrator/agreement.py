@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from core.exceptions import ConfigurationError, DataError, PlanError, WaitExpiredError
 from core.messages import (
@@ -23,6 +24,7 @@ from core.messages import (
 from core.plans import PlanStatus
 from core.privacy import SecureAggregation
 from core.schema import DataSchema
+from orchestrator.communication.base import SiteCommunication
 from orchestrator.configuration import ClassWeight, ExperimentConfig
 from orchestrator.fleet import Answers, Fleet
 from orchestrator.privacy import plan_settings
@@ -33,7 +35,7 @@ _POLL_S = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agreement:
-    """What the sites offered, and the plans they approved.
+    """What the sites offered, and the plans they approved; a site that joins later adds its own.
 
     Attributes:
         schema: The same at every site.
@@ -43,20 +45,19 @@ class Agreement:
     """
 
     schema: DataSchema
-    plan_ids: Mapping[str, str]
-    rows: Mapping[str, int]
+    plan_ids: dict[str, str]
+    rows: dict[str, int]
     secure: SecureAggregation | None = None
 
 
 def describe_sites(fleet: Fleet, site_ids: Sequence[str]) -> Answers[SiteDescription]:
     """Ask the sites what they are and offer."""
+    return fleet.ask(site_ids, partial(describe, fleet.communication))
 
-    def describe(site_id: str) -> SiteDescription:
-        return fleet.communication.request(
-            DescribeRequest(kind="describe"), SiteDescription, site_id
-        )
 
-    return fleet.ask(site_ids, describe)
+def describe(communication: SiteCommunication, site_id: str) -> SiteDescription:
+    """Ask one site what it is and offers."""
+    return communication.request(DescribeRequest(kind="describe"), SiteDescription, site_id)
 
 
 def find_dataset(site: SiteDescription, name: str) -> DatasetDescription:
@@ -83,23 +84,32 @@ def require_alike(sites: Mapping[str, SiteDescription], dataset: str) -> DataSch
         DataError: They differ in their schemas.
         ConfigurationError: They differ in the training code that is installed.
     """
-    names = sorted(sites)
-    first = names[0]
-    expected = find_dataset(sites[first], dataset)["schema"]
-    for name in names[1:]:
-        if find_dataset(sites[name], dataset)["schema"] != expected:
-            raise DataError(
-                f"{name}: its schema of {dataset!r} differs from that of {first}; "
-                "register the data with one schema at every site",
-                site_id=name,
-            )
-        if sites[name]["code_hash"] != sites[first]["code_hash"]:
-            raise ConfigurationError(
-                f"{name} runs other training code ({sites[name]['code_hash'][:12]}) than {first} "
-                f"({sites[first]['code_hash'][:12]}); install the same release at both",
-                site_id=name,
-            )
-    return DataSchema.model_validate(expected)
+    first, *others = (sites[name] for name in sorted(sites))
+    for site in others:
+        require_like(site, first, dataset)
+    return DataSchema.model_validate(find_dataset(first, dataset)["schema"])
+
+
+def require_like(site: SiteDescription, example: SiteDescription, dataset: str) -> None:
+    """Do nothing when `site` has the schema of `example` for `dataset`, and the same code.
+
+    Raises:
+        DataError: They differ in their schemas.
+        ConfigurationError: They differ in the training code that is installed.
+    """
+    name, other = site["datasite_id"], example["datasite_id"]
+    if find_dataset(site, dataset)["schema"] != find_dataset(example, dataset)["schema"]:
+        raise DataError(
+            f"{name}: its schema of {dataset!r} differs from that of {other}; "
+            "register the data with one schema at every site",
+            site_id=name,
+        )
+    if site["code_hash"] != example["code_hash"]:
+        raise ConfigurationError(
+            f"{name} runs other training code ({site['code_hash'][:12]}) than {other} "
+            f"({example['code_hash'][:12]}); install the same release at both",
+            site_id=name,
+        )
 
 
 def model_spec(config: ExperimentConfig) -> ModelSpec:
@@ -125,25 +135,55 @@ def propose(
     """Propose the run to each site; the same run again is the same plan."""
 
     def propose_to(site_id: str) -> PlanDecision:
-        site = sites[site_id]
-        proposal = PlanProposal(
-            kind="propose",
-            run_id=run_id,
-            dataset=config.dataset,
-            dataset_version=find_dataset(site, config.dataset)["version"],
-            model=model_spec(config),
-            algorithm=algorithm,
-            training=config.training_settings(),
-            split=split_settings(config),
-            privacy_level=config.privacy.level,
-            rounds=config.rounds,
-            code_hash=site["code_hash"],
-            **Travel(config.compression).form,
-            **plan_settings(config.privacy, secure),
-        )
+        proposal = proposal_to(sites[site_id], config, algorithm, run_id=run_id, secure=secure)
         return fleet.communication.request(proposal, PlanDecision, site_id)
 
     return fleet.ask(sites, propose_to)
+
+
+def proposal_to(
+    site: SiteDescription,
+    config: ExperimentConfig,
+    algorithm: AlgorithmSpec,
+    *,
+    run_id: str,
+    secure: SecureAggregation | None,
+) -> PlanProposal:
+    """Give the plan of the run for one site.
+
+    Raises:
+        DataError: It has no such dataset.
+    """
+    return PlanProposal(
+        kind="propose",
+        run_id=run_id,
+        dataset=config.dataset,
+        dataset_version=find_dataset(site, config.dataset)["version"],
+        model=model_spec(config),
+        algorithm=algorithm,
+        training=config.training_settings(),
+        split=split_settings(config),
+        privacy_level=config.privacy.level,
+        rounds=config.rounds,
+        code_hash=site["code_hash"],
+        **Travel(config.compression).form,
+        **plan_settings(config.privacy, secure),
+    )
+
+
+def require_approved(decision: PlanDecision, site_id: str) -> str:
+    """Give the id of a plan that is approved.
+
+    Raises:
+        PlanError: It is not, and why.
+    """
+    if decision["status"] != PlanStatus.APPROVED.name:
+        raise PlanError(
+            f"{site_id}: plan {decision['plan_id'][:12]} is {decision['status']}: "
+            f"{decision['reason']}",
+            site_id=site_id,
+        )
+    return decision["plan_id"]
 
 
 def wait_for_approval(
@@ -169,15 +209,10 @@ def wait_for_approval(
                     "there, then 'orchestrator resume'",
                     site_id=site_id,
                 )
-            time.sleep(_POLL_S)
+            fleet.halt.wait(_POLL_S)
             query = PlanQuery(kind="plan_status", plan_id=decision["plan_id"])
             decision = fleet.communication.request(query, PlanDecision, site_id)
-        if decision["status"] != PlanStatus.APPROVED.name:
-            raise PlanError(
-                f"{site_id}: plan {decision['plan_id'][:12]} is {decision['status']}: "
-                f"{decision['reason']}",
-                site_id=site_id,
-            )
+        require_approved(decision, site_id)
         return decision
 
     undecided = [s for s, d in proposed.items() if d["status"] == PlanStatus.WAITING.name]

@@ -15,12 +15,14 @@ from orchestrator.aggregation import Aggregator
 from orchestrator.algorithms import ALGORITHMS, AlgorithmChoice
 from orchestrator.algorithms.fedavg import FedAvgSettings
 from orchestrator.federation import SiteAddress, load_federation
+from orchestrator.maintenance import Hooks
 from orchestrator.participation import Participation
 from orchestrator.privacy import NoPrivacy, Privacy, secure_refusals
 from orchestrator.schedule import Constant, LocalTraining, ScheduleChoice
 from orchestrator.section import Section
 from orchestrator.simulation import Simulation, Transport
 from orchestrator.stopping import EarlyStopping
+from orchestrator.stragglers import Stragglers
 
 _FOCAL_GAMMA = 2.0  # as its authors found best
 _LARGEST_SEED = 2**53  # as far as every reader of JSON counts exactly
@@ -127,12 +129,14 @@ class Limits(Section):
         connect_s: For a log-in.
         call_s: For one request, training included.
         approval_s: For the operators to approve the plan.
+        sites_s: For sites that are away, when there are fewer than a round needs; 0 for not at all.
         attempts: How often a request is sent at most, when the failure is worth another try.
     """
 
     connect_s: float = Field(default=15.0, gt=0)
     call_s: float = Field(default=600.0, gt=0)
     approval_s: float = Field(default=3600.0, gt=0)
+    sites_s: float = Field(default=120.0, ge=0)
     attempts: int = Field(default=3, ge=1)
 
 
@@ -159,6 +163,8 @@ class ExperimentConfig(Section):
         dataset: The name under which every site has registered its data.
         min_sites: Fewest updates that make a round; by default every site that was drawn for it
             must answer.
+        stragglers: What is done about slow sites; by default they are waited for.
+        maintenance: Who is told of a site that somebody must look at.
         runs: Folder for the run's record.
     """
 
@@ -180,6 +186,8 @@ class ExperimentConfig(Section):
     evaluation: Evaluation = Evaluation()
     early_stopping: EarlyStopping | None = None
     limits: Limits = Limits()
+    stragglers: Stragglers | None = None
+    maintenance: Hooks = Hooks()
     channel: ChannelKind = ChannelKind.SESSION
     runs: Path = Path("runs")
 
@@ -204,7 +212,7 @@ class ExperimentConfig(Section):
     def training_settings(self) -> TrainingSettings:
         """Give the training settings as messages hold them; the learning rate is the highest."""
         training = self.training
-        return TrainingSettings(
+        settings = TrainingSettings(
             local_epochs=training.local_epochs,
             batch_size=training.batch_size,
             learning_rate=training.learning_rate,
@@ -216,6 +224,9 @@ class ExperimentConfig(Section):
                 (training.focal_gamma or _FOCAL_GAMMA) if training.loss is Loss.FOCAL else 0.0
             ),
         )
+        if self.stragglers is not None and self.stragglers.partial:
+            settings["partial"] = True
+        return settings
 
     def local_training(self) -> LocalTraining:
         """Give how sites train, round by round."""
@@ -291,9 +302,27 @@ def refusals(config: ExperimentConfig) -> list[str]:
             f"min_sites is {config.min_sites}, and {aggregator.method} needs "
             f"{aggregator.fewest_sites()} updates; raise min_sites or choose another aggregation"
         )
+    mistakes += _straggler_refusals(config)
     named = config.participation.sites
     if named and not config.participation.tags and (config.min_sites or 1) > len(named):
         mistakes.append(f"min_sites is {config.min_sites}, but only {len(named)} sites participate")
+    return mistakes
+
+
+def _straggler_refusals(config: ExperimentConfig) -> list[str]:
+    if config.stragglers is None:
+        return []
+    mistakes = []
+    if config.min_sites is None:
+        mistakes.append(
+            "stragglers: without min_sites every site is waited for; set min_sites to the fewest "
+            "updates with which a round may go on"
+        )
+    if config.stragglers.partial and not ALGORITHMS[config.algorithm.name].keeps_partial_work:
+        mistakes.append(
+            f"stragglers.partial: {config.algorithm.name} takes sites to have done all their "
+            "steps; choose fedprox or fednova, or leave it out"
+        )
     return mistakes
 
 

@@ -1,9 +1,10 @@
-"""An experiment's course: the only place where an `ExperimentStatus` changes."""
+"""An experiment's course: here alone, and in `cancelling`, does an `ExperimentStatus` change."""
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from core.configuration import parse
@@ -26,19 +27,25 @@ from orchestrator.agreement import (
     wait_for_approval,
 )
 from orchestrator.algorithms import ALGORITHMS, Algorithm, build_algorithm
+from orchestrator.cancelling import how_to_go_on
+from orchestrator.circuit import Circuits
 from orchestrator.communication.base import SiteCommunication
 from orchestrator.configuration import ExperimentConfig
 from orchestrator.fleet import Answers, Fleet
+from orchestrator.halting import Halt
+from orchestrator.joining import Joining
+from orchestrator.maintenance import Maintenance
 from orchestrator.metrics import MetricsCollector
 from orchestrator.observer import Observer
 from orchestrator.privacy import DifferentialPrivacy
-from orchestrator.private_runs import RunLedger, ask_accounts, preprocessing_of
+from orchestrator.private_runs import RunLedger, ask_account, ask_accounts, preprocessing_of
 from orchestrator.roster import pinned
 from orchestrator.round import evaluate_at_sites, run_round
 from orchestrator.round_context import RoundContext, SecureSum
 from orchestrator.runs import Checkpoint, RunStore
 from orchestrator.stopping import Stopper
 from orchestrator.travel import Travel
+from orchestrator.waiting import Waiting
 
 CommunicationFactory = Callable[[ExperimentConfig], SiteCommunication]
 
@@ -50,6 +57,7 @@ class ExperimentOrchestrator(OrchestratorInterface):
         communicate: Makes the transport of one run.
         store: Where runs are kept.
         observer: Told of each run's course.
+        halt: Whether a run is to stop before its end.
     """
 
     def __init__(
@@ -57,10 +65,12 @@ class ExperimentOrchestrator(OrchestratorInterface):
         communicate: CommunicationFactory,
         store: RunStore,
         observer: Observer | None = None,
+        halt: Halt | None = None,
     ) -> None:
         self._communicate = communicate
         self._store = store
         self._observer = observer or Observer()
+        self._halt = halt or Halt()
 
     def setup_experiment(self, config: dict[str, Any]) -> None:
         """See `OrchestratorInterface`.
@@ -83,6 +93,7 @@ class ExperimentOrchestrator(OrchestratorInterface):
             return self.collect_results(experiment_id)
         config = self._store.config(experiment_id)
         with self._store.owned(experiment_id):
+            self._halt.reset()
             self._move(experiment_id, ExperimentStatus.RUNNING)
             try:
                 self._run(experiment_id, config)
@@ -90,7 +101,7 @@ class ExperimentOrchestrator(OrchestratorInterface):
                 self._move(
                     experiment_id,
                     ExperimentStatus.CANCELLED,
-                    f"stopped; to go on: orchestrator resume {experiment_id}",
+                    how_to_go_on(experiment_id),
                 )
                 raise
             except FederatedLearningError as exc:
@@ -107,21 +118,44 @@ class ExperimentOrchestrator(OrchestratorInterface):
         return self._store.results(experiment_id)
 
     def _run(self, run_id: str, config: ExperimentConfig) -> None:
+        saved = self._store.load_checkpoint(run_id)
+        stopper = _stopper(config, self._store.rounds(run_id), saved)
+        if saved is not None and _is_over(saved.next_round, stopper, config):
+            self._finish(run_id, config, saved, stopper)  # it died when only this was left to do
+            return
         addresses = config.addresses()
         chosen = config.participation.choose(addresses)
         config.require_enough(len(chosen))
-        fleet = Fleet(self._communicate(config), addresses, attempts=config.limits.attempts)
+        attempts = config.limits.attempts
+        fleet = Fleet(self._communicate(config), addresses, attempts=attempts, halt=self._halt)
+        fleet.circuits.listeners.append(Maintenance(config.maintenance, run_id))
+        fleet.keeper.chores += [
+            partial(self._stop_when_asked, run_id),
+            _board(self._store, run_id, fleet.circuits),
+        ]
+        fleet.keeper.start()
         try:
             self._run_rounds(run_id, config, fleet, chosen)
         finally:
+            self._halt.is_in_round = False
             fleet.close()
+
+    def _stop_when_asked(self, run_id: str) -> None:
+        if self._store.ownership(run_id).is_asked_to_stop():
+            self._halt.at_once()
 
     def _run_rounds(
         self, run_id: str, config: ExperimentConfig, fleet: Fleet, chosen: tuple[str, ...]
     ) -> None:
         saved = self._store.load_checkpoint(run_id)
-        agreement, model = self._agree(run_id, config, fleet, chosen)
-        agreement, ledger = self._account(run_id, config, fleet, agreement, chosen)
+        waiting = Waiting(
+            fleet=fleet,
+            limit_s=config.limits.sites_s,
+            tell=lambda away, limit_s: self._observer.away(run_id, away, limit_s),
+        )
+        joining, model = self._agree(run_id, config, waiting, chosen)
+        agreement = joining.agreement
+        ledger = self._account(config, waiting, joining, chosen)
         algorithm = build_algorithm(
             config.algorithm,
             model.get_parameters() if saved is None else saved.parameters,
@@ -143,9 +177,11 @@ class ExperimentOrchestrator(OrchestratorInterface):
             preprocessing=(
                 saved.preprocessing
                 if saved is not None
-                else _preprocessing(config, fleet, agreement, chosen)
+                else _preprocessing(config, waiting, agreement, chosen)
             ),
             deadline_s=config.limits.call_s,
+            waiting=waiting,
+            stragglers=config.stragglers,
             travel=Travel(config.compression),
             secure=agreement.secure and SecureSum(run_id=run_id, settings=agreement.secure),
         )
@@ -162,9 +198,13 @@ class ExperimentOrchestrator(OrchestratorInterface):
             self._save(course)
         self._store.move(run_id, ExperimentStatus.RUNNING, rounds_done=course.next_round)
         self._observer.started(run_id, course.next_round, config.rounds)
-        while course.next_round < config.rounds and not course.stopper.is_over:
+        while not _is_over(course.next_round, course.stopper, config):
+            if self._halt.after_round:
+                raise KeyboardInterrupt
+            self._halt.is_in_round = True
             self._run_one(course, config, model)
-        self._finish(course, config)
+        self._halt.is_in_round = False
+        self._finish(run_id, config, _checkpoint(course), course.stopper)
 
     def _run_one(self, course: "_Course", config: ExperimentConfig, model: TorchModel) -> None:
         """Run the next round, and have it on disk before anybody is told."""
@@ -187,25 +227,35 @@ class ExperimentOrchestrator(OrchestratorInterface):
         self._observer.round_done(course.run_id, record)
 
     def _agree(
-        self, run_id: str, config: ExperimentConfig, fleet: Fleet, chosen: tuple[str, ...]
-    ) -> tuple[Agreement, TorchModel]:
-        """Log in, propose the plan, wait for its approval; and build the starting model."""
+        self, run_id: str, config: ExperimentConfig, waiting: Waiting, chosen: tuple[str, ...]
+    ) -> tuple[Joining, TorchModel]:
+        """Log in, propose the plan, wait for its approval; and build the starting model.
+
+        Whoever is missing afterwards, and was not needed, joins later.
+        """
+        fleet = waiting.fleet
         fewest = config.min_sites or len(fleet.site_ids)
-        logins = fleet.connect()
-        self._observer.connected(
-            run_id, list(logins.ok), {site: str(error) for site, error in logins.failed.items()}
-        )
-        logins.require(fewest, what="log-in")
-        described = describe_sites(fleet, list(logins.ok))
-        described.require(fewest, what="description")
+
+        def connect() -> Answers[bool]:
+            logins = fleet.connect()
+            failed = {site: str(error) for site, error in logins.failed.items()}
+            self._observer.connected(run_id, list(logins.ok), failed)
+            return logins
+
+        logins = waiting.enough(connect, fewest, what="log-in")
+        there = list(logins.ok)
+        described = waiting.enough(lambda: describe_sites(fleet, there), fewest, what="description")
         sites = described.ok
         schema = require_alike(sites, config.dataset)
         model = _initial_model(config, schema)
         spec = ALGORITHMS[config.algorithm.name].spec(config.algorithm)
         known = Answers(ok=sites, failed={**logins.failed, **described.failed})
         secure = pinned(config, known, chosen, self._store.folder(run_id))
-        proposed = propose(fleet, sites, config, spec, run_id=run_id, secure=secure)
-        proposed.require(fewest, what="proposal of the plan")
+        proposed = waiting.enough(
+            lambda: propose(fleet, sites, config, spec, run_id=run_id, secure=secure),
+            fewest,
+            what="proposal of the plan",
+        )
         approved = wait_for_approval(
             fleet,
             proposed.ok,
@@ -224,59 +274,63 @@ class ExperimentOrchestrator(OrchestratorInterface):
             rows={site: find_dataset(sites[site], config.dataset)["rows"] for site in approved.ok},
             secure=secure,
         )
-        return agreement, model
+        joining = fleet.keeper.join = Joining(
+            fleet=fleet,
+            config=config,
+            run_id=run_id,
+            algorithm=spec,
+            agreement=agreement,
+            example=sites[min(agreement.plan_ids)],
+        )
+        for site, error in failed.items():
+            fleet.keeper.send_out(site, error)
+        return joining, model
 
     def _account(
-        self,
-        run_id: str,
-        config: ExperimentConfig,
-        fleet: Fleet,
-        agreement: Agreement,
-        chosen: tuple[str, ...],
-    ) -> tuple[Agreement, RunLedger | None]:
+        self, config: ExperimentConfig, waiting: Waiting, joining: Joining, chosen: tuple[str, ...]
+    ) -> RunLedger | None:
         """Ask what the run costs, under differential privacy; go on with the sites that can pay."""
         if not isinstance(config.privacy, DifferentialPrivacy):
-            return agreement, None
-        there = [site_id for site_id in chosen if site_id in agreement.plan_ids]
-        answers = ask_accounts(fleet, agreement.plan_ids, there, config)
+            return None
+        run_id, plan_ids = joining.run_id, joining.agreement.plan_ids
+        there = [site_id for site_id in chosen if site_id in plan_ids]
+        answers = waiting.enough(
+            lambda: ask_accounts(waiting.fleet, plan_ids, there, config),
+            config.min_sites or len(chosen),
+            what="privacy budget",
+        )
         self._observer.accounted(run_id, answers.ok)
-        answers.require(config.min_sites or len(chosen), what="privacy budget")
-        plan_ids = {
-            site_id: plan_id
-            for site_id, plan_id in agreement.plan_ids.items()
-            if site_id not in answers.failed
-        }
+        for site_id in answers.failed:
+            del plan_ids[site_id]
         ledger = RunLedger(answers.ok, self._store.rounds(run_id))
-        return replace(agreement, plan_ids=plan_ids), ledger
+
+        def admit(site_id: str, plan_id: str) -> None:
+            ledger.enter(site_id, ask_account(waiting.fleet, plan_id, config, site_id))
+
+        waiting.fleet.keeper.join = replace(joining, admit=admit)
+        return ledger
 
     def _save(self, course: "_Course") -> None:
-        algorithm = course.algorithm
-        checkpoint = Checkpoint(
-            next_round=course.next_round,
-            parameters=algorithm.parameters,
-            preprocessing=course.context.preprocessing,
-            state=algorithm.state,
-            counted=algorithm.counted,
-            best=course.best,
-        )
-        self._store.save_checkpoint(course.run_id, checkpoint)
+        self._store.save_checkpoint(course.run_id, _checkpoint(course))
 
-    def _finish(self, course: "_Course", config: ExperimentConfig) -> None:
-        rounds = self._store.rounds(course.run_id)
-        parameters = course.best or course.algorithm.parameters
-        chosen_round = course.stopper.best_round if course.best else None
+    def _finish(
+        self, run_id: str, config: ExperimentConfig, last: Checkpoint, stopper: Stopper
+    ) -> None:
+        rounds = self._store.rounds(run_id)
+        parameters = last.best or last.parameters
+        chosen_round = stopper.best_round if last.best else None
         results = {
             "seed": config.seed,
             "dataset": config.dataset,
             "privacy_level": config.privacy.level,
             "parameters_sha256": digest(parameters),
-            "stopped_early": course.next_round < config.rounds,
-            **({} if course.ledger is None else {"privacy": course.ledger.so_far()}),
+            "stopped_early": last.next_round < config.rounds,
+            **{name: value for name, value in rounds[-1].items() if name == "privacy"},
             "metrics": MetricsCollector().collect_experiment_metrics(
                 {"rounds": rounds, "chosen_round": chosen_round}
             ),
         }
-        self._store.save_results(course.run_id, results, parameters)
+        self._store.save_results(run_id, results, parameters)
 
     def _move(self, run_id: str, status: ExperimentStatus, message: str = "") -> None:
         self._store.move(run_id, status, message=message)
@@ -295,6 +349,35 @@ class _Course:
     stopper: Stopper
     best: Parameters
     ledger: RunLedger | None
+
+
+def _checkpoint(course: _Course) -> Checkpoint:
+    algorithm = course.algorithm
+    return Checkpoint(
+        next_round=course.next_round,
+        parameters=algorithm.parameters,
+        preprocessing=course.context.preprocessing,
+        state=algorithm.state,
+        counted=algorithm.counted,
+        best=course.best,
+    )
+
+
+def _is_over(next_round: int, stopper: Stopper, config: ExperimentConfig) -> bool:
+    return next_round >= config.rounds or stopper.is_over
+
+
+def _board(store: RunStore, run_id: str, circuits: Circuits) -> Callable[[], None]:
+    """Give what keeps where the sites stand, when that has changed."""
+    shown = -1
+
+    def show() -> None:
+        nonlocal shown
+        if circuits.version != shown:
+            shown = circuits.version
+            store.save_sites(run_id, circuits.standings)
+
+    return show
 
 
 def _stopper(
@@ -320,13 +403,16 @@ def _initial_model(config: ExperimentConfig, schema: DataSchema) -> TorchModel:
 
 
 def _preprocessing(
-    config: ExperimentConfig, fleet: Fleet, agreement: Agreement, chosen: tuple[str, ...]
+    config: ExperimentConfig, waiting: Waiting, agreement: Agreement, chosen: tuple[str, ...]
 ) -> Preprocessing:
     if isinstance(config.privacy, DifferentialPrivacy):
         return preprocessing_of(agreement.schema, config.training.positive_weight)
     there = [site_id for site_id in chosen if site_id in agreement.plan_ids]
-    answers = collect_statistics(fleet, agreement.plan_ids, there)
-    answers.require(config.min_sites or len(chosen), what="statistics")
+    answers = waiting.enough(
+        lambda: collect_statistics(waiting.fleet, agreement.plan_ids, there),
+        config.min_sites or len(chosen),
+        what="statistics",
+    )
     return agree_on_preprocessing(list(answers.ok.values()), config.training.positive_weight)
 
 
@@ -338,9 +424,11 @@ def _evaluator(
     context: RoundContext, algorithm: Algorithm
 ) -> Callable[[int, ModelInterface], Mapping[str, EvaluationReport]]:
     def evaluate(round_num: int, _model: ModelInterface) -> Mapping[str, EvaluationReport]:
-        answers = evaluate_at_sites(round_num, algorithm.broadcast(), context)
         fewest = context.min_sites or len(context.plan_ids)
-        answers.require(fewest, what=f"evaluation of round {round_num}")
-        return answers.ok
+        return context.waiting.enough(
+            lambda: evaluate_at_sites(round_num, algorithm.broadcast(), context),
+            fewest,
+            what=f"evaluation of round {round_num}",
+        ).ok
 
     return evaluate

@@ -47,6 +47,7 @@ class SiteAddress(Member):
     Attributes:
         site_id: The name that the site itself must give.
         url: Of its PySyft server, such as `http://127.0.0.1:8081`.
+        backup_urls: Other ways to the same site, tried in this order where `url` is not reached.
         password: Given by a variable, as `${FACTORY_1_PASSWORD}`.
         password_file: Or read from a file; a relative path starts at the sites file.
         ca_file: The certificate authority that vouches for an https site, a PEM file; a relative
@@ -56,6 +57,7 @@ class SiteAddress(Member):
     """
 
     url: Annotated[str, AfterValidator(_site_url)]
+    backup_urls: tuple[Annotated[str, AfterValidator(_site_url)], ...] = ()
     email: EmailStr
     password: SecretStr | None = None
     password_file: Path | None = None
@@ -70,8 +72,9 @@ class SiteAddress(Member):
 
     @model_validator(mode="after")
     def _authority_of_https(self) -> Self:
-        if self.ca_file is not None and urlsplit(self.url).scheme != "https":
-            message = f"a `ca_file` is for https; the url is {self.url}"
+        plain = [url for url in (self.url, *self.backup_urls) if urlsplit(url).scheme != "https"]
+        if self.ca_file is not None and plain:
+            message = f"a `ca_file` is for https; the url is {plain[0]}"
             raise ValueError(message)
         return self
 

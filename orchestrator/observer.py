@@ -19,6 +19,9 @@ class Observer:
     def accounted(self, run_id: str, accounts: Mapping[str, PrivacyAccount]) -> None:
         """Under differential privacy: what the run costs at each site, and what is left there."""
 
+    def away(self, run_id: str, away: Mapping[str, str], limit_s: float) -> None:
+        """Too few sites are there: the run waits for these, which says why, so long at most."""
+
     def started(self, run_id: str, first_round: int, rounds: int) -> None:
         """Rounds `first_round` to `rounds - 1` follow."""
 

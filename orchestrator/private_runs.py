@@ -43,6 +43,30 @@ def preprocessing_of(schema: DataSchema, weighting: ClassWeight) -> Preprocessin
     )
 
 
+def ask_account(
+    fleet: Fleet, plan_id: str, config: ExperimentConfig, site_id: str
+) -> PrivacyAccount:
+    """Ask one site what the run costs.
+
+    Raises:
+        PrivacyBudgetError: Its budget is too small for the run.
+    """
+    request = PrivacyRequest(
+        kind="privacy_account", plan_id=plan_id, deadline_s=config.limits.call_s
+    )
+    told = fleet.communication.request(request, PrivacyAccount, site_id)
+    left, trained = told["rounds_left"], told["rounds_trained"]
+    if left + trained < config.rounds:
+        raise PrivacyBudgetError(
+            f"{site_id}: its privacy budget allows {left} more rounds of this run, which has "
+            f"{config.rounds - trained} to go; run fewer rounds, ask for a smaller "
+            "privacy.epsilon, or have its operator decide on more by 'datasite budget set "
+            f"{config.dataset}'. With min_sites the run goes on without it",
+            site_id=site_id,
+        )
+    return told
+
+
 def ask_accounts(
     fleet: Fleet,
     plan_ids: Mapping[str, str],
@@ -50,24 +74,7 @@ def ask_accounts(
     config: ExperimentConfig,
 ) -> Answers[PrivacyAccount]:
     """Ask the participants what the run costs; one whose budget is too small for it failed."""
-
-    def account(site_id: str) -> PrivacyAccount:
-        request = PrivacyRequest(
-            kind="privacy_account", plan_id=plan_ids[site_id], deadline_s=config.limits.call_s
-        )
-        told = fleet.communication.request(request, PrivacyAccount, site_id)
-        left, trained = told["rounds_left"], told["rounds_trained"]
-        if left + trained < config.rounds:
-            raise PrivacyBudgetError(
-                f"{site_id}: its privacy budget allows {left} more rounds of this run, which has "
-                f"{config.rounds - trained} to go; run fewer rounds, ask for a smaller "
-                "privacy.epsilon, or have its operator decide on more by 'datasite budget set "
-                f"{config.dataset}'. With min_sites the run goes on without it",
-                site_id=site_id,
-            )
-        return told
-
-    return fleet.ask(participants, account)
+    return fleet.ask(participants, lambda site: ask_account(fleet, plan_ids[site], config, site))
 
 
 class RunLedger:
@@ -81,13 +88,16 @@ class RunLedger:
     def __init__(
         self, accounts: Mapping[str, PrivacyAccount], rounds: Sequence[Mapping[str, Any]]
     ) -> None:
-        self._accounts = accounts
-        answered = Counter(site_id for record in rounds for site_id in record["sites"])
-        # A site may have paid for a round whose answer was lost.
-        self._trained = {
-            site_id: max(answered[site_id], account["rounds_trained"])
-            for site_id, account in accounts.items()
-        }
+        self._answered = Counter(site_id for record in rounds for site_id in record["sites"])
+        self._accounts: dict[str, PrivacyAccount] = {}
+        self._trained: dict[str, int] = {}
+        for site_id, account in accounts.items():
+            self.enter(site_id, account)
+
+    def enter(self, site_id: str, account: PrivacyAccount) -> None:
+        """Take in a site, as it tells now; it may have paid for a round whose answer was lost."""
+        self._trained[site_id] = max(self._answered[site_id], account["rounds_trained"])
+        self._accounts[site_id] = account
 
     def after(self, record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """Count a round's sites; what the run has cost then."""
@@ -105,7 +115,7 @@ class RunLedger:
                 "delta": account["delta"],
                 "unit": account["unit"],
             }
-            for site_id, account in self._accounts.items()
+            for site_id, account in list(self._accounts.items())
         }
 
 

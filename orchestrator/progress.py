@@ -48,6 +48,10 @@ class JsonLines(Observer):
         """See `Observer`."""
         self._write("accounted", run_id, sites=dict(accounts))
 
+    def away(self, run_id: str, away: Mapping[str, str], limit_s: float) -> None:
+        """See `Observer`."""
+        self._write("away", run_id, away=dict(away), limit_s=limit_s)
+
     def started(self, run_id: str, first_round: int, rounds: int) -> None:
         """See `Observer`."""
         self._write("started", run_id, first_round=first_round, rounds=rounds)
@@ -86,6 +90,11 @@ class PlainLines(Observer):
         self._write(f"run {run_id}: differential privacy:")
         for line in in_words(accounts):
             self._write(f"  {line}")
+
+    def away(self, run_id: str, away: Mapping[str, str], limit_s: float) -> None:
+        """See `Observer`."""
+        self._write(f"run {run_id}: {_away(away, limit_s)}")
+        self._write_missing(away)
 
     def started(self, run_id: str, first_round: int, rounds: int) -> None:
         """See `Observer`."""
@@ -156,6 +165,12 @@ class LiveDisplay(Observer):
         for line in in_words(accounts):
             self._console.print(f"  {escape(line)}", highlight=False)
 
+    def away(self, run_id: str, away: Mapping[str, str], limit_s: float) -> None:
+        """See `Observer`."""
+        del run_id
+        self._console.print(f"[yellow]{escape(_away(away, limit_s))}[/]")
+        self._print_missing(away)
+
     def started(self, run_id: str, first_round: int, rounds: int) -> None:
         """See `Observer`."""
         del run_id
@@ -215,6 +230,10 @@ def _waiting(site_ids: Sequence[str]) -> str:
 
 def _number(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.4f}"
+
+
+def _away(away: Mapping[str, str], limit_s: float) -> str:
+    return f"too few sites: waiting for {listed(sorted(away))}, {limit_s:g} s at most"
 
 
 def _cells(record: Mapping[str, Any]) -> tuple[str, str, str, str, str, str]:

@@ -24,6 +24,7 @@ class Room:
         self._turns: dict[str, int] = {}
         self._next = 0
         self._early: dict[str, int] = {}
+        self._outside: set[str] = set()
         self._changed = threading.Condition()
 
     def expect(self, site_ids: Sequence[str]) -> None:
@@ -37,9 +38,17 @@ class Room:
     def enter(self, site_id: str, size_bytes: int) -> None:
         """Wait until an answer of this size may be read; who is not expected need not wait."""
         with self._changed:
-            self._changed.wait_for(lambda: self._may_enter(site_id, size_bytes))
+            if not self._may_enter(site_id, size_bytes):
+                self._outside.add(site_id)
+                self._changed.wait_for(lambda: self._may_enter(site_id, size_bytes))
+                self._outside.discard(site_id)
             if self._turns.get(site_id, 0) > self._next:
                 self._early[site_id] = size_bytes
+
+    def is_full_for(self, site_id: str) -> bool:
+        """Tell whether an answer of the site is there and waits for its turn."""
+        with self._changed:
+            return site_id in self._outside
 
     def call(self, site_id: str) -> None:
         """Let the site's turn come: all before it have been taken in, or have failed."""

@@ -1,12 +1,21 @@
 """One round, from the algorithm's configuration to the committed global model."""
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, cast
 
-from core.exceptions import AggregationError
-from core.messages import ClientUpdate, EvaluateRequest, EvaluationReport
+from loguru import logger
+
+from core.exceptions import AggregationError, FederatedLearningError
+from core.messages import (
+    CancelRequest,
+    ClientUpdate,
+    EvaluateRequest,
+    EvaluationReport,
+    PlanDecision,
+)
 from core.models import TorchModel
 from core.wire import Packed
 from orchestrator.algorithms import Algorithm, Gathered, Gathering, Summed
@@ -14,8 +23,10 @@ from orchestrator.fleet import Answers
 from orchestrator.metrics import MetricsCollector
 from orchestrator.round_context import RoundContext
 from orchestrator.secure_round import sum_at_sites
+from orchestrator.stragglers import Patience
 
 _TENSORS = {"parameters", "control"}
+_CALL_OFF_S = 2.0
 
 
 def run_round(
@@ -38,9 +49,7 @@ def run_round(
     begin, traffic = time.perf_counter(), context.fleet.communication.traffic
     before = traffic.so_far()
     drawn = context.participation.draw(context.participants, seed=context.seed, round_num=round_num)
-    gathered, answers = gather(round_num, drawn, context, algorithm)
-    fewest = context.min_sites or len(drawn)
-    answers.require(fewest, what=f"round {round_num}", round_num=round_num)
+    answers, gathered = _enough_updates(round_num, drawn, context, algorithm)
     trained = time.perf_counter()
 
     algorithm.commit(gathered)
@@ -66,12 +75,31 @@ def run_round(
     return record
 
 
+def _enough_updates(
+    round_num: int, drawn: Sequence[str], context: RoundContext, algorithm: Algorithm
+) -> tuple[Answers[dict[str, Any]], Gathered]:
+    """Give the updates of a round; when sites have to be waited for, they are gathered anew."""
+    newest: list[Gathered] = []
+
+    def train() -> Answers[dict[str, Any]]:
+        gathered, answers = gather(round_num, drawn, context, algorithm)
+        newest[:] = [gathered]
+        return answers
+
+    fewest = context.min_sites or len(drawn)
+    answers = context.waiting.enough(train, fewest, what=f"round {round_num}", round_num=round_num)
+    return answers, newest.pop()
+
+
 def gather(
     round_num: int, site_ids: Sequence[str], context: RoundContext, algorithm: Algorithm
 ) -> tuple[Gathered, Answers[dict[str, Any]]]:
     """Have these sites train; what came of it, all together and, without tensors, by site."""
     if context.secure is not None:
-        return sum_at_sites(round_num, site_ids, context, algorithm, context.secure)
+        patience = _patience(round_num, "round", context)
+        return sum_at_sites(
+            round_num, site_ids, context, algorithm, secure=context.secure, patience=patience
+        )
     gathered = algorithm.gather()
     return gathered, train_at_sites(round_num, site_ids, context, algorithm, gathered)
 
@@ -113,7 +141,7 @@ def train_at_sites(
         gathered.add(update, delta_norm)
         return {name: value for name, value in update.items() if name not in _TENSORS}
 
-    return context.fleet.take(site_ids, train, add)
+    return context.fleet.take(site_ids, train, add, _patience(round_num, "round", context))
 
 
 def evaluate_at_sites(
@@ -135,4 +163,27 @@ def evaluate_at_sites(
         )
         return context.fleet.communication.request(request, EvaluationReport, site_id)
 
-    return context.fleet.ask(context.plan_ids, evaluate)
+    patience = _patience(round_num, "evaluation of round", context)
+    return context.fleet.ask(context.plan_ids, evaluate, patience)
+
+
+def _patience(round_num: int, what: str, context: RoundContext) -> Patience:
+    """Give how long the sites are waited for, and how one is told that it need not go on."""
+
+    def call_off(site_id: str) -> None:
+        request = CancelRequest(
+            kind="cancel", plan_id=context.plan_ids[site_id], round_num=round_num
+        )
+        try:
+            context.fleet.communication.request(
+                request, PlanDecision, site_id, deadline_s=_CALL_OFF_S
+            )
+        except FederatedLearningError as exc:
+            logger.bind(site_id=site_id).warning("{} was not told to stop: {}", site_id, exc)
+
+    return Patience(
+        what=f"{what} {round_num}",
+        call_off=call_off,
+        cutoff_s=math.inf if context.stragglers is None else context.stragglers.cutoff_s,
+        minimum=context.min_sites or 1,
+    )

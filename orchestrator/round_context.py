@@ -10,7 +10,9 @@ from core.privacy import SecureAggregation
 from orchestrator.algorithms import Algorithm
 from orchestrator.fleet import Fleet
 from orchestrator.participation import Participation
+from orchestrator.stragglers import Stragglers
 from orchestrator.travel import Travel
+from orchestrator.waiting import Waiting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +35,8 @@ class RoundContext:
         rows: Rows that each site has registered.
         min_sites: Fewest updates that make a round; by default every site drawn for it.
         deadline_s: Longest a site may take for one request.
+        waiting: How the run waits for sites that are away.
+        stragglers: What is done about slow sites; by default they are waited for.
         travel: In which form parameters travel.
         secure: The sum that the sites' plans allow; None where single updates are sent.
     """
@@ -47,6 +51,8 @@ class RoundContext:
     model: ModelSpec
     preprocessing: Preprocessing
     deadline_s: float
+    waiting: Waiting
+    stragglers: Stragglers | None = None
     travel: Travel = field(default_factory=Travel)
     secure: SecureSum | None = None
 
@@ -78,6 +84,7 @@ class RoundContext:
             **config,
             **algorithm.configure_site(site_id),
             **self._memory(site_id, algorithm),
+            **self._limit(),
             **self.travel.form,
         }
 
@@ -86,3 +93,8 @@ class RoundContext:
         if self.travel.how.is_lossy and site_id in algorithm.counted:
             return {"state_round": algorithm.counted[site_id]}
         return {}
+
+    def _limit(self) -> dict[str, float]:
+        """Give after how long a site sends what it has, where the plan allows that."""
+        stop_after_s = None if self.stragglers is None else self.stragglers.stop_after_s
+        return {} if stop_after_s is None else {"stop_after_s": stop_after_s}

@@ -5,17 +5,18 @@
     runs/RUN/checkpoints/round_000007.safetensors
     runs/RUN/rounds.jsonl              one line a round; exported again by `orchestrator show`
     runs/RUN/results.json, model.safetensors
+    runs/RUN/sites.json                where each site stands, while the run goes on and at its end
+    runs/RUN/owner, cancel             see `orchestrator.ownership`
 
 A checkpoint appears whole or not at all, after its round's line; so the newest checkpoint always
 finds its history complete, and a line beyond it belongs to a round that will be run again.
 """
 
-import fcntl
 import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,9 +30,12 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from core.enums import ExperimentStatus
 from core.exceptions import ConfigurationError, ExperimentError
+from core.files import sync_folder
 from core.messages import Parameters, Preprocessing
+from orchestrator.circuit import Standing
 from orchestrator.configuration import ExperimentConfig
 from orchestrator.files import part_of, write_whole
+from orchestrator.ownership import Ownership
 
 _CHECKPOINTS_KEPT = 3
 _STATE = "state:"
@@ -156,6 +160,11 @@ class RunStore:
             )
         return row
 
+    def has(self, run_id: str) -> bool:
+        """Tell whether there is such a run."""
+        with self._session() as session:
+            return session.get(RunRow, run_id) is not None
+
     def all(self) -> list[RunRow]:
         """Give every run, newest first."""
         with self._session() as session:
@@ -180,42 +189,32 @@ class RunStore:
                 f"{path} cannot be read ({type(exc).__name__}); start a new run instead"
             ) from exc
 
-    @contextmanager
-    def owned(self, run_id: str) -> Iterator[None]:
-        """Own the run: nobody else can run it meanwhile; the lock dies with the process.
+    def owned(self, run_id: str) -> AbstractContextManager[None]:
+        """Own the run for as long as the context lasts; see `Ownership.held`."""
+        return self.ownership(run_id).held()
 
-        Raises:
-            ExperimentError: Another process owns it; the message names it.
-        """
-        path = self.folder(run_id) / "owner"
-        try:
-            stream = path.open("a+", encoding="utf-8")
-        except OSError as exc:
-            raise ExperimentError(f"{path} cannot be written: {exc.strerror}") from exc
-        with stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as exc:
-                stream.seek(0)
-                raise ExperimentError(
-                    f"run {run_id!r} is being run by process {stream.read().strip() or '?'}; "
-                    "wait for it, or end it first"
-                ) from exc
-            stream.truncate(0)
-            stream.write(f"{os.getpid()}\n")
-            stream.flush()
-            yield
+    def ownership(self, run_id: str) -> Ownership:
+        """Give who runs the run."""
+        return Ownership(run_id, self.folder(run_id))
+
+    def is_orphaned(self, row: RunRow) -> bool:
+        """Tell whether a run is said to be RUNNING and nobody runs it: its process has died."""
+        is_running = row.status == ExperimentStatus.RUNNING.name
+        return is_running and self.ownership(row.run_id).holder() is None
 
     def append_round(self, run_id: str, record: dict[str, Any]) -> None:
         """Add a round's record to the history, on disk when this returns."""
         path = self.folder(run_id) / "rounds.jsonl"
         try:
+            is_new = not path.exists()
             with path.open("ab+") as stream:
                 if _is_cut_short(stream):  # else the new record would be lost with the old one
                     stream.write(b"\n")
                 stream.write(json.dumps(record).encode() + b"\n")
                 stream.flush()
                 os.fsync(stream.fileno())
+            if is_new:
+                sync_folder(path.parent)
         except OSError as exc:
             raise ExperimentError(f"{path} cannot be written: {exc.strerror}") from exc
 
@@ -284,6 +283,33 @@ class RunStore:
                 f"{paths[-1]} cannot be read ({exc}); delete it to go on from the one before"
             ) from exc
 
+    def save_sites(self, run_id: str, standings: Mapping[str, Standing]) -> None:
+        """Keep where each site stands, for `orchestrator show`; a power cut may lose it."""
+        told = {
+            site_id: {
+                "status": standing.status.name,
+                "since": standing.since.isoformat(timespec="milliseconds"),
+                "message": str(standing.error or ""),
+            }
+            for site_id, standing in standings.items()
+        }
+        path = self.folder(run_id) / "sites.json"
+        part = path.with_name(".sites.json.part")
+        try:
+            part.write_text(json.dumps(told), encoding="utf-8")
+            part.replace(path)
+        except OSError as exc:
+            raise ExperimentError(f"{path} cannot be written: {exc.strerror}") from exc
+
+    def sites(self, run_id: str) -> dict[str, dict[str, str]]:
+        """Give where each site stood when that was last written; empty before the first time."""
+        try:
+            text = (self.folder(run_id) / "sites.json").read_text(encoding="utf-8")
+            found: dict[str, dict[str, str]] = json.loads(text)
+        except (OSError, ValueError):
+            return {}
+        return found
+
     def save_results(self, run_id: str, results: dict[str, Any], parameters: Parameters) -> None:
         """Keep the final results and the final model."""
         folder = self.folder(run_id)
@@ -303,6 +329,8 @@ class RunStore:
             **saved,
             "status": row.status,
             "message": row.message,
+            "orphaned": self.is_orphaned(row),
+            "sites": self.sites(run_id),
             "rounds": self.rounds(run_id),
         }
 

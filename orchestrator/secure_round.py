@@ -26,6 +26,7 @@ from orchestrator.algorithms import Algorithm, Summed
 from orchestrator.fleet import Answers
 from orchestrator.round_context import RoundContext, SecureSum
 from orchestrator.secure_session import Session, asked
+from orchestrator.stragglers import Patience
 
 
 def sum_at_sites(
@@ -33,7 +34,9 @@ def sum_at_sites(
     site_ids: Sequence[str],
     context: RoundContext,
     algorithm: Algorithm,
+    *,
     secure: SecureSum,
+    patience: Patience,
 ) -> tuple[Summed, Answers[dict[str, Any]]]:
     """Have these sites train and add up what they come to, so that nobody sees a single update.
 
@@ -53,8 +56,12 @@ def sum_at_sites(
         request["parameters"] = model
         return asked(context, site_id, request, Trained, round_num)
 
-    trained = context.fleet.ask(site_ids, train)
-    trained.require(fewest, what=f"round {round_num}", round_num=round_num)
+    trained = context.waiting.enough(
+        lambda: context.fleet.ask(site_ids, train, patience),
+        fewest,
+        what=f"round {round_num}",
+        round_num=round_num,
+    )
     told = {"seed": context.seed, "model": context.model, "preprocessing": context.preprocessing}
     sessions = Sessions(
         context,

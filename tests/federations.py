@@ -67,7 +67,7 @@ class Federation:
             "dataset": "ai4i",
             "sites": str(self.sites_file()),
             "training": {"local_epochs": 1, "batch_size": 64, "learning_rate": 0.05},
-            "limits": {"attempts": 1},
+            "limits": {"attempts": 1, "sites_s": 0},
             **changes,
         }
 

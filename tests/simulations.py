@@ -42,7 +42,7 @@ class Simulation:
                 "workers": workers,
             },
             "training": {"local_epochs": 1, "batch_size": 64, "learning_rate": 0.05},
-            "limits": {"attempts": 1},
+            "limits": {"attempts": 1, "sites_s": 0},
             **({} if self.sites is None else {"sites": str(self.sites)}),
             **changes,
         }

@@ -189,6 +189,11 @@ def _work(shown: Shown) -> str:
     model = _with_settings(asked["model"]["type"], asked["model"]["options"])
     algorithm = _with_settings(asked["algorithm"]["name"], asked["algorithm"]["hyperparameters"])
     loss = f", focal loss {training['focal_gamma']:g}" if training["focal_gamma"] else ""
+    partial = (
+        "\n          a round may be cut short, and what was trained is sent"
+        if training.get("partial")
+        else ""
+    )
     code = "which is installed" if shown.is_installed else "which is NOT installed: nothing runs"
     return f"""\
 Data      {plain(asked["dataset"])}, version {asked["dataset_version"]}, {rows}: trains on \
@@ -200,7 +205,7 @@ batches of {training["batch_size"]},
           {plain(training["optimizer"])}: learning rate at most {training["learning_rate"]:g}, \
 momentum {training["momentum"]:g},
           weight decay {training["weight_decay"]:g}, gradients clipped at \
-{training["gradient_clip"] or "no norm"}{loss}
+{training["gradient_clip"] or "no norm"}{loss}{partial}
           (counting rounds that must be repeated, at most {shown.most} trainings in all)
 Code      the installed training code, {asked["code_hash"][:16]}, {code}"""
 

@@ -1,5 +1,7 @@
 """One site's share of one round: a number of epochs of mini-batch descent."""
 
+import math
+import time
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +24,7 @@ class Fitted:
     Attributes:
         num_samples: Windows trained on.
         num_steps: Optimiser steps really taken.
-        train_loss: Mean loss over the last epoch; None where it must not be told.
+        train_loss: Mean loss over the last epoch, as far as it went; None where it is not told.
     """
 
     num_samples: int
@@ -38,6 +40,7 @@ def fit(
     positive_weight: float,
     objective: Objective,
     seed: int,
+    stop_after_s: float = math.inf,
 ) -> Fitted:
     """Train `model` in place.
 
@@ -53,15 +56,20 @@ def fit(
         positive_weight: Weight of a failure in the loss; a non-failure has 1.
         objective: What the algorithm adds to the gradient.
         seed: Decides the order of the batches.
+        stop_after_s: After so long no further step is taken; the first epoch is always whole, so
+            that what is learned never rests on a few windows.
     """
+    end = time.monotonic() + stop_after_s
     optimizer = build_optimizer(model, settings)
     weights = torch.tensor([1.0, positive_weight])
     generator = torch.Generator().manual_seed(seed)
     parameters = list(model.parameters())  # to walk the modules takes time, and each step would
     model.train()
-    num_steps, total = 0, 0.0
-    for _ in range(settings["local_epochs"]):
-        total = 0.0
+    num_steps, total, seen = 0, 0.0, 0
+    for epoch in range(settings["local_epochs"]):
+        if epoch and time.monotonic() >= end:
+            break
+        total, seen = 0.0, 0
         order = torch.randperm(len(data.labels), generator=generator)
         starts = torch.split(data.starts[order], settings["batch_size"])
         batches = torch.split(data.labels[order], settings["batch_size"])
@@ -76,8 +84,10 @@ def fit(
             optimizer.step()
             num_steps += 1
             total += loss.item() * len(labels)
-    count = len(data.labels)
-    return Fitted(num_samples=count, num_steps=num_steps, train_loss=total / count)
+            seen += len(labels)
+            if epoch and time.monotonic() >= end:
+                break
+    return Fitted(num_samples=len(data.labels), num_steps=num_steps, train_loss=total / seen)
 
 
 def mean_loss(

@@ -5,6 +5,7 @@ caller's own.
 """
 
 import json
+import math
 import time
 from collections import OrderedDict
 from pathlib import Path
@@ -257,6 +258,7 @@ def _fitted(
         positive_weight=positive_weight,
         objective=objective,
         seed=derive_seed(request["seed"], request["round_num"], job["site_id"], "batches"),
+        stop_after_s=request.get("stop_after_s", math.inf),
     )
 
 

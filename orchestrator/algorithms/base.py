@@ -171,6 +171,7 @@ class Algorithm(FederatedAlgorithmInterface):
         needs: What it asks of the sites' training, for people; empty for nothing.
         proven_under_dp: Whether its law holds with noise added at the sites.
         keeps_site_state: Whether sites keep something from round to round.
+        keeps_partial_work: Whether its law holds for sites that did only some of their steps.
     """
 
     Settings: ClassVar[type[AlgorithmSettings]]
@@ -181,6 +182,7 @@ class Algorithm(FederatedAlgorithmInterface):
     needs: ClassVar[str] = ""
     proven_under_dp: ClassVar[bool] = True
     keeps_site_state: ClassVar[bool] = False
+    keeps_partial_work: ClassVar[bool] = False
 
     def __init__(
         self,

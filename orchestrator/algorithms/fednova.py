@@ -44,6 +44,7 @@ class FedNova(Algorithm):
     )
     needs = "sgd"
     proven_under_dp = False
+    keeps_partial_work = True
 
     @classmethod
     def refusals(cls, settings: AlgorithmSettings, training: TrainingSettings) -> list[str]:

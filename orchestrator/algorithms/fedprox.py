@@ -28,3 +28,4 @@ class FedProx(FedAvg):
     Settings = FedProxSettings
     objective = "fedprox"
     site_hyperparameters = ("mu",)
+    keeps_partial_work = True

@@ -33,6 +33,7 @@ RunsFolder = Annotated[
 ]
 RunId = Annotated[str, typer.Argument(help="The run's id.", show_default=False)]
 _RUNS = Path("runs")
+_ORPHANED = "orphaned: its process is gone; to go on: orchestrator resume"
 
 
 @app.callback()
@@ -47,20 +48,34 @@ def run(
         Path, typer.Argument(help="The experiment, as YAML.", show_default=False)
     ],
     run_id: Annotated[str, typer.Option("--run-id", help="By default name and time.")] = "",
+    resumes: Annotated[
+        bool,
+        typer.Option("--resume-if-exists", help="Go on with the run of that id, if there is one."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run an experiment to its end.
+    """Run an experiment to its end; Ctrl-C stops it after the round, twice at once.
 
     Example: orchestrator run deploy/experiments/ai4i-fedavg.yaml
     """
+    from core.exceptions import ConfigurationError
     from orchestrator.configuration import load_experiment
     from orchestrator.experiment import new_run_id
     from orchestrator.runs import RunStore
 
+    if resumes and not run_id:
+        message = "--resume-if-exists needs the --run-id of the run to go on with"
+        raise ConfigurationError(message)
     config = load_experiment(experiment)
     store = RunStore(config.runs)
     name = run_id or new_run_id(config.name)
-    store.create(name, config)
+    if not (resumes and run_id and store.has(run_id)):
+        store.create(name, config)
+    elif store.config(name) != config:
+        raise ConfigurationError(
+            f"run {name!r} was begun with other settings than {experiment}; go on with what it was "
+            f"begun with by 'orchestrator resume {name}', or choose another --run-id"
+        )
     _run(store, name, as_json=as_json)
 
 
@@ -77,13 +92,31 @@ def resume(
     _run(_store(runs), run_id, as_json=as_json)
 
 
+@app.command()
+def cancel(run_id: RunId, runs: RunsFolder = _RUNS) -> None:
+    """Stop a run at once, from another terminal; it can be resumed.
+
+    The sites stop training for it within a second.
+
+    Example: orchestrator cancel ai4i-fedavg-20260101-120000-3f2a
+    """
+    from orchestrator.cancelling import cancel as cancel_run
+
+    store = _store(runs)
+    cancel_run(store, run_id)
+    row = store.find(run_id)
+    typer.echo(f"run {run_id}: {row.status} {row.message}".rstrip())
+
+
 @app.command(name="list")
 def list_(runs: RunsFolder = _RUNS, as_json: AsJson = False) -> None:
     """List the runs, newest first.
 
     Example: orchestrator list
     """
-    rows = _store(runs).all()
+    store = _store(runs)
+    rows = store.all()
+    orphaned = {row.run_id for row in rows if store.is_orphaned(row)}
     if as_json:
         echo_json(
             [
@@ -91,6 +124,7 @@ def list_(runs: RunsFolder = _RUNS, as_json: AsJson = False) -> None:
                     "run": row.run_id,
                     "name": row.name,
                     "status": row.status,
+                    "orphaned": row.run_id in orphaned,
                     "rounds_done": row.rounds_done,
                     "rounds": row.rounds,
                     "created_at": row.created_at,
@@ -109,7 +143,7 @@ def list_(runs: RunsFolder = _RUNS, as_json: AsJson = False) -> None:
                 row.status,
                 f"{row.rounds_done}/{row.rounds}",
                 row.updated_at[:19],
-                (row.message.splitlines() or [""])[0][:60],
+                _ORPHANED if row.run_id in orphaned else (row.message.splitlines() or [""])[0][:60],
             )
             for row in rows
         ],
@@ -289,10 +323,16 @@ def _named(options: list[dict[str, Any]]) -> str:
 
 def _run(store: "RunStore", run_id: str, *, as_json: bool) -> None:
     from orchestrator.experiment import ExperimentOrchestrator
+    from orchestrator.halting import Halt, stopped_by_signals
     from orchestrator.progress import best_observer
 
-    with _transport(store, run_id) as communicate:
-        orchestrator = ExperimentOrchestrator(communicate, store, best_observer(as_json=as_json))
+    halt = Halt()
+    observer = best_observer(as_json=as_json)
+    with (
+        _transport(store, run_id) as communicate,
+        stopped_by_signals(halt, lambda words: typer.echo(words, err=True)),
+    ):
+        orchestrator = ExperimentOrchestrator(communicate, store, observer, halt)
         results = orchestrator.run_experiment(run_id)
     if as_json:
         echo_line({"event": "results", **results})
@@ -329,6 +369,8 @@ def _echo_results(results: dict[str, Any]) -> None:
         f"run {results['experiment_id']}: {results['status']}, "
         f"{len(results['rounds'])} of {results['rounds_planned']} rounds; in {results['folder']}"
     )
+    if results["orphaned"]:
+        typer.echo(f"  {_ORPHANED} {results['experiment_id']}")
     if results["message"]:
         typer.echo(f"  {results['message']}")
     if "privacy_level" in results:
@@ -344,6 +386,15 @@ def _echo_results(results: dict[str, Any]) -> None:
         header, rows = metrics_table(evaluated[-1])
         typer.echo(f"global model after round {evaluated[-1]['round_num']}:")
         echo_table(header, rows, empty="")
+    if results["status"] != "COMPLETED" and results["sites"]:
+        echo_table(
+            ("site", "status", "since", "message"),
+            [
+                (name, at["status"], at["since"][:19], (at["message"].splitlines() or [""])[0])
+                for name, at in results["sites"].items()
+            ],
+            empty="",
+        )
 
 
 def main() -> NoReturn:

@@ -3,9 +3,10 @@
 A carrier moves bytes to one site and back; the two transports differ in their carriers only.
 """
 
+import threading
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Final, Protocol, TypeVar, cast
 
 from core import exceptions, wire
 from core.exceptions import (
@@ -28,6 +29,7 @@ _ERRORS: Mapping[str, type[FederatedLearningError]] = {
     if isinstance(error, type) and issubclass(error, FederatedLearningError)
 }
 
+_LOOK_S: Final = 2.0
 
 Admission = Callable[[str, int], None]
 
@@ -48,8 +50,22 @@ class Carrier(Protocol):
             CommunicationError: Not reached; `DeadlineError` when the answer takes longer.
         """
 
+    def look(self, *, deadline_s: float) -> None:
+        """Find out, at little cost to both sides, whether the site is there.
+
+        Raises:
+            CommunicationError: It is not, or `DeadlineError` when it says nothing for so long.
+        """
+
     def close(self) -> None:
         """Let go of the connection."""
+
+
+class _Sent(threading.local):
+    """The models that this thread has sent, by site: no thread trains from what another sent."""
+
+    def __init__(self) -> None:
+        self.models: dict[str, Packed] = {}
 
 
 class SiteCommunication(CommunicationInterface):
@@ -64,9 +80,11 @@ class SiteCommunication(CommunicationInterface):
             returns when there is room for it.
         traffic: What passed between sites and here.
         most_at_once: How many sites are asked at once at most; None for all.
+        can_vanish: Whether a site can be gone without a word while nobody asks it anything.
     """
 
     most_at_once: int | None = None
+    can_vanish: bool = True
 
     def __init__(self, *, connect_s: float = 15.0, call_s: float = 600.0) -> None:
         self.connect_s = connect_s
@@ -74,7 +92,7 @@ class SiteCommunication(CommunicationInterface):
         self.admit: Admission = _admit_at_once
         self.traffic = Traffic()
         self._carriers: dict[str, Carrier] = {}
-        self._sent: dict[str, Packed] = {}
+        self._sent = _Sent()
 
     @abstractmethod
     def open_carrier(self, url: str, credentials: Mapping[str, str]) -> Carrier:
@@ -105,8 +123,11 @@ class SiteCommunication(CommunicationInterface):
                 "correct the sites file",
                 site_id=expected,
             )
-        self.disconnect_from_datasite(carrier.site_id)
+        before = self._carriers.get(carrier.site_id)
         self._carriers[carrier.site_id] = carrier
+        self._sent.models.pop(carrier.site_id, None)
+        if before is not None:
+            before.close()
         return True
 
     def send_model(self, model_parameters: dict[str, Any], datasite_id: str) -> bool:
@@ -114,17 +135,17 @@ class SiteCommunication(CommunicationInterface):
         self._carrier(datasite_id)
         if not isinstance(model_parameters, Packed):
             model_parameters = Packed(model_parameters)
-        self._sent[datasite_id] = model_parameters
+        self._sent.models[datasite_id] = model_parameters
         return True
 
     def request_training(self, training_config: dict[str, Any], datasite_id: str) -> dict[str, Any]:
         """See `CommunicationInterface`; `training_config` has the fields of `TrainRequest`."""
         self._carrier(datasite_id)
-        if datasite_id not in self._sent:
+        if datasite_id not in self._sent.models:
             raise CommunicationError(
                 f"{datasite_id}: no model was sent; call send_model first", site_id=datasite_id
             )
-        model = self._sent[datasite_id]
+        model = self._sent.models[datasite_id]
         request: dict[str, Any] = {"kind": "train", **training_config, "parameters": model}
         if model.control:
             request["control"] = model.control
@@ -140,20 +161,38 @@ class SiteCommunication(CommunicationInterface):
     def disconnect_from_datasite(self, datasite_id: str) -> bool:
         """See `CommunicationInterface`."""
         carrier = self._carriers.pop(datasite_id, None)
-        self._sent.pop(datasite_id, None)
+        self._sent.models.pop(datasite_id, None)
         if carrier is None:
             return False
         carrier.close()
         return True
 
-    def request(self, message: Request, reply: type[T], datasite_id: str) -> T:
+    def look(self, datasite_id: str) -> None:
+        """Do nothing when the connected site is there.
+
+        Raises:
+            CommunicationError: It is not, or is not connected; `DeadlineError` when it is silent.
+        """
+        self._carrier(datasite_id).look(deadline_s=_LOOK_S)
+
+    def request(
+        self,
+        message: Request,
+        reply: type[T],
+        datasite_id: str,
+        *,
+        deadline_s: float | None = None,
+    ) -> T:
         """Send `message` and give the answer, which must be of the kind `reply`.
+
+        Without a deadline it is the message's own or, where that has none, `call_s`.
 
         Raises:
             CommunicationError: Not connected or not reached; `ProtocolError` for another kind.
             FederatedLearningError: What the site answered, as the error it names.
         """
-        deadline_s = float(cast("dict[str, Any]", message).get("deadline_s", self.call_s))
+        if deadline_s is None:
+            deadline_s = float(cast("dict[str, Any]", message).get("deadline_s", self.call_s))
         reply_parcel = self._carrier(datasite_id).exchange(
             wire.encode(message), deadline_s=deadline_s
         )

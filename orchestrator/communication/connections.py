@@ -28,6 +28,9 @@ _KEPT: Final = 16
 _CHUNK_BYTES: Final = 1 << 18
 _JOINED_BYTES: Final = 1 << 17
 
+_KEEPALIVE: Final = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3}
+"""A host that is silent for five seconds is asked three times, every other second."""
+
 LOST: Final = (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError)
 """How a connection ends before an answer has begun."""
 
@@ -199,6 +202,7 @@ class Connections:
                 connection = socket.create_connection(self._address, timeout=timeout_s)
                 undo.callback(connection.close)
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                _notice_a_lost_host(connection)
                 if self._tls is not None:
                     connection = self._tls.wrap_socket(connection, server_hostname=self._address[0])
             except OSError as exc:
@@ -254,6 +258,18 @@ class Connections:
         except (BrokenPipeError, ConnectionResetError):
             return False  # it may have answered before, which is then there to be read
         return True
+
+
+def _notice_a_lost_host(connection: socket.socket) -> None:
+    """Have the kernel ask the other one, while an answer is waited for, whether it is there.
+
+    A process that dies ends its connections, and a frozen one is there: a host that vanished would
+    else not be told from either until the deadline.
+    """
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE.items():
+        if hasattr(socket, name):
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _fitting(size_bytes: int) -> int:

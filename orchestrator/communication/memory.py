@@ -34,6 +34,10 @@ class MemoryCarrier:
         self._traffic.add(sent=len(request), received=len(reply))
         return reply
 
+    def look(self, *, deadline_s: float) -> None:
+        """See `Carrier.look`; what is in memory is there."""
+        del deadline_s
+
     def close(self) -> None:
         """See `Carrier.close`."""
 
@@ -45,6 +49,8 @@ class MemoryCommunication(SiteCommunication):
         sites: Handlers by site name.
         passwords: Accounts that may log in, the same at every site; none means that anybody may.
     """
+
+    can_vanish = False
 
     def __init__(
         self, sites: Mapping[str, Handler], *, passwords: Mapping[str, str] | None = None

@@ -109,6 +109,10 @@ class PySyftCarrier:
         """
         return Parcel.of(self._call(_HANDLE_PATH, request.joined(), Deadline(deadline_s)))
 
+    def look(self, *, deadline_s: float) -> None:
+        """See `Carrier.look`; nobody need be logged in for it."""
+        self.channel.send("GET", "", Deadline(deadline_s))
+
     def open_session(self, deadline: Deadline) -> Session:
         """Open a session of this account with the site; each has a key of its own.
 

@@ -54,6 +54,9 @@ class SignedCarrier(Protocol):
     def open_session(self, deadline: Deadline) -> Session:
         """Open a session by a signed call."""
 
+    def look(self, *, deadline_s: float) -> None:
+        """Find out whether the site is there."""
+
     def close(self) -> None:
         """Let go of the connection."""
 
@@ -95,6 +98,10 @@ class SessionCarrier:
                 return reply
             self._forget(session)
         raise self._problem("the site opens sessions and does not know them; is it one site?")
+
+    def look(self, *, deadline_s: float) -> None:
+        """See `Carrier.look`."""
+        self._signed.look(deadline_s=deadline_s)
 
     def close(self) -> None:
         """Close the connections; closing again does nothing."""

@@ -162,6 +162,7 @@ FIELDS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
         code_hash=text,
     ),
     "plan_status": record(plan_id=text),
+    "cancel": record(plan_id=text, round_num=counts),
     "plan": record(plan_id=text, status=text, reason=text),
     "statistics": record(plan_id=text),
     "sensor_statistics": record(

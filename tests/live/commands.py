@@ -78,7 +78,7 @@ def write_experiment(folder: Path, testbed: Testbed, **changes: Any) -> Path:
         "sites": str(testbed.sites_file),
         "runs": str(folder / "runs"),
         "training": {"local_epochs": 1, "batch_size": 64, "learning_rate": 0.05},
-        "limits": {"attempts": 1, "connect_s": 10},
+        "limits": {"attempts": 1, "connect_s": 10, "sites_s": 0},
         **changes,
     }
     path = folder / "experiment.yaml"

@@ -143,6 +143,8 @@ def test_a_run_killed_between_rounds_resumes_to_the_same_parameters(
     run = start_orchestrator("run", experiment, "--run-id", run_id, "--json")
     code, _ = signal_after(run, signal.SIGKILL, round_line(0))
     assert code == -signal.SIGKILL
+    listed = orchestrator("list", "--runs", tmp_path / "runs")
+    assert "orphaned: its process is gone" in listed.stdout
     resumed = orchestrator("resume", run_id, "--runs", tmp_path / "runs")
     assert resumed.returncode == 0, resumed.stderr
     ended = results(tmp_path, run_id)
@@ -157,19 +159,23 @@ def test_a_run_killed_between_rounds_resumes_to_the_same_parameters(
     assert trained == [0, 1, 2]
 
 
-def test_ctrl_c_stops_a_run_that_can_be_resumed(
-    testbed: Testbed, undisturbed: dict[str, Any], tmp_path: Path
+def test_ctrl_c_stops_a_run_after_its_round_and_it_can_be_resumed(
+    testbed: Testbed, federation: Federation, tmp_path: Path
 ) -> None:
-    """SIGINT ends the command with 130, the run is CANCELLED, and it can go on."""
-    experiment = write_experiment(tmp_path, testbed)
+    """SIGINT ends the command with 130, the run is CANCELLED with whole rounds, and can go on."""
+    experiment = write_experiment(tmp_path, testbed, rounds=20)
     run = start_orchestrator("run", experiment, "--run-id", "stopped", "--json")
     code, errors = signal_after(run, signal.SIGINT, round_line(1))
     assert (code, "Traceback" in errors) == (130, False)
-    listed = orchestrator("list", "--runs", tmp_path / "runs", "--json")
-    assert json.loads(listed.stdout)[0]["status"] == "CANCELLED"
+    assert "stopping after this round" in errors
+    (listed,) = json.loads(orchestrator("list", "--runs", tmp_path / "runs", "--json").stdout)
+    assert (listed["status"], listed["orphaned"]) == ("CANCELLED", False)
+    assert 2 <= listed["rounds_done"] < 20
+    assert len(results(tmp_path, "stopped")["rounds"]) == listed["rounds_done"]
     assert orchestrator("resume", "stopped", "--runs", tmp_path / "runs").returncode == 0
     ended = results(tmp_path, "stopped")
-    assert ended["parameters_sha256"] == undisturbed["parameters_sha256"]
+    in_memory = federation.run("stopped", rounds=20)
+    assert ended["parameters_sha256"] == in_memory["parameters_sha256"]
 
 
 def sites_with(testbed: Testbed, folder: Path, **changes: str) -> Path:

@@ -16,10 +16,12 @@ import yaml
 from federations import Federation
 from loguru import logger
 
-from core import ExperimentStatus
+from core import CommunicationError, ExperimentStatus
+from orchestrator.circuit import Circuits
 from orchestrator.cli.app import app, main
 from orchestrator.configuration import ExperimentConfig
 from orchestrator.runs import RunStore
+from orchestrator.testbed.presets import AI4I_SCHEMA
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -299,7 +301,9 @@ def test_a_run_with_an_unreachable_site_ends_with_2(tmp_path: Path) -> None:
     sites = write_sites(tmp_path)
     experiment = tmp_path / "experiment.yaml"
     experiment.write_text(
-        yaml.safe_dump(settings(sites=str(sites), limits={"attempts": 1, "connect_s": 5}))
+        yaml.safe_dump(
+            settings(sites=str(sites), limits={"attempts": 1, "connect_s": 5, "sites_s": 0})
+        )
     )
     done = in_a_process("run", experiment, "--run-id", "one", "--json", cwd=tmp_path)
     assert done.returncode == 2, done.stderr
@@ -348,3 +352,85 @@ def test_an_auditor_is_told_which_sites_there_are(
     """A site that the file does not name is a mistake in what was typed."""
     assert orchestrator("audit", str(write_sites(tmp_path)), "--site", "factory-9") == 4
     assert "names no site 'factory-9'; it has: factory-1" in capsys.readouterr().err
+
+
+def test_an_orphaned_run_is_said_and_can_be_cancelled(
+    orchestrator: Command, capsys: pytest.CaptureFixture[str], runs: RunStore
+) -> None:
+    """RUNNING, and nobody runs it: `list` and `show` say what to do about it."""
+    runs.move("second", ExperimentStatus.RUNNING)
+    assert orchestrator("list") == 0
+    assert capsys.readouterr().out.count("orphaned: its process is gone; to go on") == 1
+    assert orchestrator("list", "--json") == 0
+    rows = {row["run"]: row for row in json.loads(capsys.readouterr().out)}
+    assert (rows["second"]["orphaned"], rows["first"]["orphaned"]) == (True, False)
+    assert orchestrator("show", "second") == 0
+    assert "orchestrator resume second" in capsys.readouterr().out
+    assert orchestrator("cancel", "second") == 0
+    assert capsys.readouterr().out == (
+        "run second: CANCELLED stopped; to go on: orchestrator resume second\n"
+    )
+    assert runs.find("second").status == "CANCELLED"
+
+
+def test_a_run_that_is_over_cannot_be_cancelled(
+    orchestrator: Command, capsys: pytest.CaptureFixture[str], runs: RunStore
+) -> None:
+    """It says how it ended."""
+    assert orchestrator("cancel", "first") == 1
+    assert "run 'first' is FAILED and not under way" in capsys.readouterr().err
+    assert runs.find("first").message == "factory-1: down\nmore"
+
+
+def test_an_unfinished_run_is_shown_with_where_its_sites_stand(
+    orchestrator: Command, capsys: pytest.CaptureFixture[str], runs: RunStore
+) -> None:
+    """Since when, and why."""
+    circuits = Circuits(["factory-1", "factory-2"])
+    circuits.failed("factory-1", CommunicationError("factory-1: connection refused"))
+    with circuits.request("factory-2"):
+        pass
+    runs.save_sites("first", circuits.standings)
+    assert orchestrator("show", "first") == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"factory-1  OFFLINE  \S{19}  factory-1: connection refused", shown[-2])
+    assert re.fullmatch(r"factory-2  ONLINE   \S{19}", shown[-1])
+
+
+@pytest.fixture
+def simulated(tmp_path: Path, samples: list[Path]) -> Path:
+    """An experiment of two rounds over simulated sites."""
+    path = tmp_path / "simulated.yaml"
+    simulation = {"data": str(samples[0].parent), "schema": str(AI4I_SCHEMA)}
+    content = settings(transport="memory", simulation=simulation)
+    del content["sites"]
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_a_run_is_begun_once_and_then_gone_on_with(
+    orchestrator: Command, capsys: pytest.CaptureFixture[str], simulated: Path, tmp_path: Path
+) -> None:
+    """The same line for a schedule, whether there is a run already or not."""
+    line = ("run", str(simulated), "--run-id", "nightly", "--resume-if-exists")
+    assert orchestrator(*line) == 0
+    store = RunStore(tmp_path / "runs")
+    first = store.results("nightly")
+    assert orchestrator(*line) == 0
+    assert store.results("nightly") == first
+    assert orchestrator("run", str(simulated), "--run-id", "nightly") == 1
+    assert "'nightly' exists already" in capsys.readouterr().err
+
+
+def test_a_run_is_not_gone_on_with_under_other_settings(
+    orchestrator: Command, capsys: pytest.CaptureFixture[str], simulated: Path
+) -> None:
+    """What it was begun with is what it is."""
+    line = ("run", str(simulated), "--run-id", "nightly", "--resume-if-exists")
+    assert orchestrator(*line) == 0
+    changed = yaml.safe_load(simulated.read_text()) | {"seed": 9}
+    simulated.write_text(yaml.safe_dump(changed))
+    assert orchestrator(*line) == 4
+    assert "'nightly' was begun with other settings" in capsys.readouterr().err
+    assert orchestrator("run", str(simulated), "--resume-if-exists") == 4
+    assert "needs the --run-id" in capsys.readouterr().err

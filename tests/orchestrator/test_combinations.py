@@ -341,7 +341,7 @@ class Laboratory:
         orchestrator = ExperimentOrchestrator(
             lambda _config: MemoryCommunication(self.doors), self.store
         )
-        limits = {"attempts": 1}
+        limits = {"attempts": 1, "sites_s": 0}
         content = settings(sites=str(self.sites_file), limits=limits, **changes)
         orchestrator.setup_experiment({**content, "experiment_id": "one"})
         orchestrator.run_experiment("one")
@@ -404,7 +404,7 @@ def test_just_enough_sites_are_called(laboratory: Laboratory) -> None:
     changes = {"algorithm": {"aggregation": {"method": "trimmed_mean", "trim": 0.34}}}
     with pytest.raises(CommunicationError, match="connection refused"):
         laboratory.run(**changes, min_sites=3, participation={"minimum": 3})
-    assert len(laboratory.callers) == 3
+    assert all(door.callers for door in laboratory.doors.values())
 
 
 def test_clipping_at_the_orchestrator_needs_single_updates(experiment: Path) -> None:

@@ -181,6 +181,50 @@ def test_connecting_logs_in_everywhere_with_each_sites_password() -> None:
     assert fleet.communication.connected == ["factory-2"]
 
 
+def with_backups(site_id: str, *urls: str, password: str = PASSWORD) -> SiteAddress:
+    """Give an entry whose first URL leads nowhere, with these further ones."""
+    entry = address(site_id, password)
+    nowhere = {"url": "memory://nowhere", "backup_urls": urls}
+    return SiteAddress.model_validate({**entry.model_dump(), **nowhere})
+
+
+def test_the_addresses_of_a_site_are_tried_in_their_order() -> None:
+    """The first at which it is reached is the one that is used; another site is none."""
+    fleet = build_fleet(
+        with_backups("factory-1", "memory://elsewhere", "memory://factory-2", "memory://factory-1")
+    )
+    assert fleet.connect().ok == {"factory-1": True}
+    assert fleet.communication.connected == ["factory-1"]
+
+
+def test_a_site_that_no_address_reaches_is_missing_with_all_of_them() -> None:
+    """Whoever mends it must know which were tried."""
+    failed = build_fleet(with_backups("factory-1", "memory://elsewhere")).connect().failed
+    assert str(failed["factory-1"]) == (
+        "factory-1: memory://nowhere: there is no such site; there are: factory-1, factory-2, "
+        "factory-3; memory://elsewhere: there is no such site; there are: factory-1, factory-2, "
+        "factory-3"
+    )
+
+
+def test_a_refused_log_in_is_not_tried_at_another_address() -> None:
+    """The account is the same there, and each refusal counts against it."""
+    entry = with_backups("factory-1", "memory://factory-1", "memory://elsewhere", password="wrong")
+    error = build_fleet(entry).connect().failed["factory-1"]
+    assert isinstance(error, AuthenticationError)
+    assert str(error).startswith("factory-1: log-in as researcher@lab.example.com refused")
+
+
+def test_a_site_is_logged_in_to_anew_before_it_is_asked_again() -> None:
+    """The second attempt comes by another way, when the first address does not answer."""
+    fleet = build_fleet(address("factory-1"), attempts=2)
+    fleet.connect()
+    question = Flaky(CommunicationError("reset"), failures=1)
+    fleet.communication.disconnect_from_datasite("factory-1")
+    assert fleet.ask(["factory-1"], question).ok == {"factory-1": "hello from factory-1"}
+    assert fleet.communication.connected == ["factory-1"]
+
+
 def test_closing_disconnects_from_every_site(fleet: Fleet) -> None:
     """Closing again does nothing."""
     fleet.connect()

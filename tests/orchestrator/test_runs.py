@@ -1,8 +1,10 @@
 """The record of runs, on a disk that fills up and under processes that are killed."""
 
 import json
+import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -314,7 +316,7 @@ def test_an_owner_that_is_killed_owns_nothing(store: RunStore) -> None:
         assert owner.stdout is not None
         assert owner.stdout.readline() == "owned\n"
         with (
-            pytest.raises(ExperimentError, match=f"process {owner.pid};"),
+            pytest.raises(ExperimentError, match=f"process {owner.pid} on "),
             store.owned("one"),
         ):
             pass
@@ -341,3 +343,29 @@ def test_results_are_those_saved_with_where_the_run_stands(store: RunStore) -> N
     assert (results["experiment_id"], results["seed"], results["status"]) == ("one", 7, "COMPLETED")
     assert results["rounds"] == [{"round_num": 0}]
     assert (store.folder("one") / "model.safetensors").exists()
+
+
+def test_a_run_whose_beginning_was_cut_short_can_be_begun(store: RunStore) -> None:
+    """A folder that no row of the index knows was left by a process that died."""
+    write = store.folder("two")
+    write.mkdir()
+    (write / "experiment.json").write_text("{")
+    store.create("two", CONFIG)
+    assert store.config("two") == CONFIG
+
+
+def test_to_ask_for_the_owner_does_not_make_one(store: RunStore) -> None:
+    """Not even a folder or a file; and who owns is named with its machine."""
+    ownership = store.ownership("one")
+    assert ownership.holder() is None
+    assert not (store.folder("one") / "owner").exists()
+    with store.owned("one"):
+        assert ownership.holder() == f"process {os.getpid()} on {socket.gethostname()}"
+    assert ownership.holder() is None
+
+
+def test_where_sites_stood_is_nothing_before_it_is_written(store: RunStore) -> None:
+    """A file that cannot be read is as good as none: it is only for people."""
+    assert store.sites("one") == {}
+    (store.folder("one") / "sites.json").write_text("{")
+    assert store.sites("one") == {}
