@@ -121,6 +121,7 @@ class ExperimentOrchestrator(OrchestratorInterface):
         saved = self._store.load_checkpoint(run_id)
         stopper = _stopper(config, self._store.rounds(run_id), saved)
         if saved is not None and _is_over(saved.next_round, stopper, config):
+            self._store.move(run_id, ExperimentStatus.RUNNING, rounds_done=saved.next_round)
             self._finish(run_id, config, saved, stopper)  # it died when only this was left to do
             return
         addresses = config.addresses()
