@@ -1,5 +1,6 @@
 """Whole federations in memory: real sites, real codec, real runs; no network and no PySyft."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from orchestrator.communication.memory import Handler, MemoryCommunication
 from orchestrator.experiment import ExperimentOrchestrator
 from orchestrator.observer import Observer
 from orchestrator.runs import RunStore
+from orchestrator.testbed.presets import AI4I_SCHEMA
 
 RESEARCHER = "researcher@lab.example.com"
 
@@ -40,6 +42,18 @@ class Federation:
         )
         self.sites[site_id] = site
         return site
+
+    def open_samples(self, files: Sequence[Path]) -> None:
+        """Open a site for each file of AI4I-like data, named after it, with the data registered."""
+        for file in files:
+            self.open_site(file.stem).register_data(
+                {"name": "ai4i", "file": file, "schema": AI4I_SCHEMA}
+            )
+
+    def close(self) -> None:
+        """Close every site."""
+        for site in self.sites.values():
+            site.close()
 
     def heat(self, site_id: str, kelvin: float) -> None:
         """Register a second version of a site's data, in which the air is hotter."""

@@ -14,7 +14,6 @@ from core.parameters import distance
 from core.wire import Parcel
 from orchestrator.algorithms import ALGORITHMS
 from orchestrator.communication.memory import Handler
-from orchestrator.testbed.presets import AI4I_SCHEMA
 
 MODEL = {"type": "cnn", "options": {"channels": 4, "blocks": 1}}
 CLIP = 0.05
@@ -58,13 +57,9 @@ class Plant:
 def plant(tmp_path_factory: pytest.TempPathFactory, samples: list[Path]) -> Iterator[Plant]:
     """Three sites with 420 rows each to train on."""
     federation = Federation(tmp_path_factory.mktemp("basic"), policy=APPROVE_ALL)
-    for path in samples:
-        federation.open_site(path.stem).register_data(
-            {"name": "ai4i", "file": path, "schema": AI4I_SCHEMA}
-        )
+    federation.open_samples(samples)
     yield Plant(federation)
-    for site in federation.sites.values():
-        site.close()
+    federation.close()
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

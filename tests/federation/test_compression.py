@@ -24,7 +24,6 @@ from datasite.states import States
 from datasite.training.sending import Memory
 from orchestrator.communication.memory import Handler
 from orchestrator.observer import Observer
-from orchestrator.testbed.presets import AI4I_SCHEMA
 
 MODEL: Any = {"type": "cnn", "options": {"channels": 4, "blocks": 1}}
 TRAINING = {"local_epochs": 1, "batch_size": 128, "learning_rate": 0.05}
@@ -147,13 +146,9 @@ class Plant:
 def plant(tmp_path_factory: pytest.TempPathFactory, samples: list[Path]) -> Iterator[Plant]:
     """Three sites with 420 rows each to train on."""
     federation = Federation(tmp_path_factory.mktemp("plant"), policy=APPROVE_ALL)
-    for path in samples:
-        federation.open_site(path.stem).register_data(
-            {"name": "ai4i", "file": path, "schema": AI4I_SCHEMA}
-        )
+    federation.open_samples(samples)
     yield Plant(federation)
-    for site in federation.sites.values():
-        site.close()
+    federation.close()
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,6 @@ from orchestrator.algorithms import ALGORITHMS
 from orchestrator.communication.memory import Handler
 from orchestrator.observer import Observer
 from orchestrator.runs import Checkpoint
-from orchestrator.testbed.presets import AI4I_SCHEMA
 
 MODEL = {"type": "cnn", "options": {"channels": 4, "blocks": 1}}
 TRAINING: dict[str, Any] = {"local_epochs": 1, "batch_size": 128, "learning_rate": 0.05}
@@ -153,13 +152,9 @@ class Plant:
 def plant(tmp_path_factory: pytest.TempPathFactory, samples: list[Path]) -> Iterator[Plant]:
     """Three sites with 420 rows each to train on."""
     federation = Federation(tmp_path_factory.mktemp("plant"), policy=APPROVE_ALL)
-    for path in samples:
-        federation.open_site(path.stem).register_data(
-            {"name": "ai4i", "file": path, "schema": AI4I_SCHEMA}
-        )
+    federation.open_samples(samples)
     yield Plant(federation)
-    for site in federation.sites.values():
-        site.close()
+    federation.close()
 
 
 def test_fedprox_without_mu_is_fedavg_to_the_bit(plant: Plant) -> None:
