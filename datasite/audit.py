@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from core.auditchain import EMPTY, FIRST, HASHED, Head, digest, follow
 from core.exceptions import ConfigurationError, SecurityError
-from datasite.ledger import AuditRow, Table, as_written, now
+from datasite.ledger import AuditRow, Ledger, Table, as_written, now
 from datasite.statements import Executes
 
 if TYPE_CHECKING:  # at run time it would bring PyTorch with it
@@ -112,6 +112,12 @@ def append(connection: Executes, entry: Entry) -> None:
     }
     # Straight into the table: each round writes a row, and the session's bookkeeping costs more.
     connection.execute(_APPEND, {**row, "sha256": digest(row)})
+
+
+def write(ledger: Ledger, entry: Entry) -> None:
+    """Add `entry` to the log in a transaction of its own."""
+    with ledger.transaction() as connection:
+        append(connection, entry)
 
 
 def written(session: Session) -> Iterator[Written]:

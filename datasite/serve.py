@@ -37,7 +37,7 @@ def serve(config: SiteConfig) -> None:
     accounts = configured_accounts(config)
     tls = _open_tls(config.listen.tls)
     site = FactoryDataSite()
-    refusals = Refusals(lambda entry: _write(site, entry))
+    refusals = Refusals(lambda entry: audit.write(site.ledger, entry))
     server = PySyftServer(
         site_id=config.site_id,
         state=config.state,
@@ -60,7 +60,9 @@ def serve(config: SiteConfig) -> None:
     ):
         site.open(config)
         server.open()
-        desk = AccountDesk(accounts=server.accounts, write=lambda entry: _write(site, entry))
+        desk = AccountDesk(
+            accounts=server.accounts, write=lambda entry: audit.write(site.ledger, entry)
+        )
         desk.open_configured(accounts)
         _publish_registered(site, server)
         with open_door(_actions(site, server, desk, tls), config.state):
@@ -146,8 +148,3 @@ def _manifest(dataset: Dataset) -> pd.DataFrame:
             "sha256": [dataset.sha256],
         }
     )
-
-
-def _write(site: FactoryDataSite, entry: audit.Entry) -> None:
-    with site.ledger.transaction() as connection:
-        audit.append(connection, entry)

@@ -2,12 +2,13 @@
 
 It knows nothing of PySyft: `datasite.serving` carries the bytes and says who called. One request:
 
-    head -> who may -> plan -> answered already? -> trainer -> release -> ledger -> reply
+    head -> who may -> what is asked: a description, a decision, work, a secure sum -> reply
+
+Work is `datasite.workshop`'s.
 """
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,11 +18,7 @@ from core import wire
 from core.codehash import installed_code_hash
 from core.configuration import load_yaml, parse
 from core.enums import DataSiteStatus
-from core.exceptions import (
-    DataError,
-    DataSiteError,
-    FederatedLearningError,
-)
+from core.exceptions import DataError, DataSiteError, FederatedLearningError
 from core.interfaces import DataSiteInterface, ModelInterface
 from core.messages import (
     AuditPage,
@@ -35,39 +32,31 @@ from core.messages import (
     PlansPage,
     PlansRequest,
     SiteDescription,
-    SplitSettings,
-    TrainRequest,
 )
 from core.models import available_models
-from core.privacy import PrivacySettings, is_private, smallest_group
 from core.schema import DataSchema
 from core.version import VERSION
 from core.wire import Parcel
 from datasite import audit
+from datasite.budgets import Budgets
 from datasite.caller import SECURE_KINDS, Caller, require_may_ask
 from datasite.configuration import SiteConfig
-from datasite.consent import WORK, Consent, DataRequest, Grant, WorkRequest, facts_of
-from datasite.entries import summary, worked
+from datasite.consent import WORK, WorkRequest, facts_of
 from datasite.failures import as_failure, unexpected
-from datasite.fields import METRICS, PRIVATE_METRICS
 from datasite.identity import Identity
 from datasite.ledger import Ledger
 from datasite.local_training import LocalTraining
 from datasite.offers import require_known, require_offered, require_private
 from datasite.oversight import audit_page, plans_page
-from datasite.plans import Plan, Plans
-from datasite.private_rounds import PrivateRounds
+from datasite.plans import Plans
 from datasite.records import OPERATOR, Records
-from datasite.registry import Dataset, Registry
-from datasite.release import Terms, released, require_listed
-from datasite.replies import Answers, Replies
+from datasite.registry import Registry
+from datasite.release import require_listed
+from datasite.replies import Replies
 from datasite.secure.door import SecureDoor
-from datasite.secure.terms import settings_of
-from datasite.states import NOTHING, States
-from datasite.trainer import Trainer, TrainerProcess, Watch, unwatched
+from datasite.trainer import Trainer, TrainerProcess
 from datasite.training.objectives import available_algorithms
-from datasite.training.work import Assignment, Done, Job
-from datasite.under_way import UnderWay
+from datasite.workshop import Workshop
 
 
 def _own_process(config: SiteConfig) -> Trainer:
@@ -84,11 +73,12 @@ class FactoryDataSite(DataSiteInterface):
     config: SiteConfig
     registry: Registry
     plans: Plans
+    budgets: Budgets
     ledger: Ledger
 
     def __init__(self, start_trainer: Callable[[SiteConfig], Trainer] = _own_process) -> None:
         self._start_trainer = start_trainer
-        self._trainer: Trainer | None = None
+        self._workshop: Workshop | None = None
         self._opened = ExitStack()
 
     def initialize_datasite(self, config: dict[str, Any]) -> None:
@@ -102,27 +92,25 @@ class FactoryDataSite(DataSiteInterface):
         self.config = config
         records = Records.open(config)
         self._opened.callback(records.ledger.close)
-        self.ledger, self.registry, self.plans = records.ledger, records.registry, records.plans
-        self._consent = Consent(records)
-        self._private = PrivateRounds(records.budgets, site_id=config.site_id)
-        self._replies = Replies(self.ledger, config.state / "replies", site_id=config.site_id)
-        self._states = States(self.ledger, site_id=config.site_id)
+        self.ledger, self.registry = records.ledger, records.registry
+        self.plans, self.budgets = records.plans, records.budgets
         self._identity = Identity.open(config.state)
-        self._secure = SecureDoor(records, self._replies, self._identity)
-        self._under_way = UnderWay(site_id=config.site_id)
-        self._trainer = self._start_trainer(config)
-        self._opened.callback(self._trainer.close)
+        replies = Replies(self.ledger, config.state / "replies", site_id=config.site_id)
+        self._secure = SecureDoor(records, replies, self._identity)
+        trainer = self._start_trainer(config)
+        self._opened.callback(trainer.close)
+        self._workshop = Workshop(records, trainer, replies, self._secure)
 
     def allocate(self, size_bytes: int) -> bytearray | memoryview:
         """Give memory for a request's body, where the trainer finds it the quickest."""
         return (
-            bytearray(size_bytes) if self._trainer is None else self._trainer.allocate(size_bytes)
+            bytearray(size_bytes) if self._workshop is None else self._workshop.allocate(size_bytes)
         )
 
     def close(self) -> None:
         """End the trainer and close the ledger, as far as they were opened."""
         self._opened.close()
-        self._trainer = None
+        self._workshop = None
 
     def register_data(self, data: dict[str, Any]) -> None:
         """See `DataSiteInterface`."""
@@ -147,17 +135,7 @@ class FactoryDataSite(DataSiteInterface):
         local = parse(training_config, LocalTraining, source="training_config")
         dataset = self.registry.find(local.dataset)
         request = local.request(global_model.get_parameters())
-        with self._under_way.turn(local.deadline_s):
-            job = self._job(dataset, local.split, None)
-            assignment = Assignment(job, wire.encode(request))
-            reply, done = self._perform(dataset, assignment, request, unwatched)
-        facts = {
-            "dataset": dataset.name,
-            "data_version": dataset.version,
-            "code_hash": installed_code_hash(),
-            "bytes_out": 0,
-        }
-        self._audit(OPERATOR, "train locally", None, reply, facts)
+        reply, done = self._open_workshop().train_unasked(dataset, local.split, request)
         if reply["kind"] == "failure":
             raise DataSiteError(reply["message"], site_id=self.config.site_id)
         return cast("dict[str, Any]", wire.decode(done.reply))
@@ -171,7 +149,7 @@ class FactoryDataSite(DataSiteInterface):
         return SiteDescription(
             kind="site",
             datasite_id=self.config.site_id,
-            status=(DataSiteStatus.BUSY if self._under_way.is_busy else DataSiteStatus.ONLINE).name,
+            status=(DataSiteStatus.BUSY if self._is_busy else DataSiteStatus.ONLINE).name,
             version=VERSION,
             code_hash=installed_code_hash(),
             models=available_models(),
@@ -215,7 +193,7 @@ class FactoryDataSite(DataSiteInterface):
             case "propose" | "plan_status" | "cancel":
                 return self._told(self._decision(message, caller))
             case "train" | "evaluate" | "statistics" | "privacy_account":
-                return self._work(message, request, caller)
+                return self._open_workshop().answer(message, request, caller)
             case (
                 "secure_keys" | "secure_shares" | "secure_mask" | "secure_confirm" | "secure_unmask"
             ):
@@ -240,10 +218,19 @@ class FactoryDataSite(DataSiteInterface):
     def _cancel(self, message: CancelRequest, caller: Caller) -> PlanDecision:
         """Stop what the caller's own plan has under way in a round, and write that down."""
         decision = self.plans.query(message["plan_id"], caller).decision()
-        stopped = self._under_way.call_off(message["plan_id"], message["round_num"])
+        stopped = self._open_workshop().call_off(message["plan_id"], message["round_num"])
         detail = {"round_num": message["round_num"], "stopped": stopped}
         self._audit(caller.email, "cancel", message["plan_id"], decision, detail)
         return decision
+
+    @property
+    def _is_busy(self) -> bool:
+        return self._workshop is not None and self._workshop.is_busy
+
+    def _open_workshop(self) -> Workshop:
+        if self._workshop is None:
+            raise DataSiteError(f"{self.config.site_id}: the site is closed")
+        return self._workshop
 
     def _told(self, reply: Message) -> Parcel:
         return wire.encode(require_listed(reply, site_id=self.config.site_id))
@@ -259,132 +246,10 @@ class FactoryDataSite(DataSiteInterface):
         self._audit(caller.email, f"{message['kind']} read", None, page, {"after": after})
         return page
 
-    def _work(self, message: WorkRequest, request: Parcel, caller: Caller) -> Parcel:
-        """Work on a request, or give the stored reply when this very one was answered before."""
-        grant = self._consent.grant(message, caller)
-        agreed = grant.plan.proposal
-        job = self._job(grant.dataset, agreed["split"], agreed.get("privacy"))
-        with (
-            self._under_way.entered(message) as require_wanted,
-            self._under_way.turn(self._allowed_s(message)) as has_waited,
-        ):
-
-            def watch() -> None:
-                require_wanted()
-                self._consent.require_standing(grant)
-
-            if has_waited:
-                watch()
-            mechanism = self._private.mechanism(grant, partial(self._counted, job, watch))
-            if message["kind"] == "privacy_account":
-                account = self._private.account(grant, mechanism)
-                self._audit(caller.email, message["kind"], grant.plan.plan_id, account, grant.facts)
-                return self._told(account)
-            if message["kind"] == "train":
-                if mechanism is not None:
-                    job["mechanism"] = mechanism
-                return self._train(grant, Assignment(job, request), message, caller, watch)
-            self._consent.begin(grant)
-            reply, done = self._perform(grant.dataset, Assignment(job, request), message, watch)
-            with self._consent.conclude(grant, reply) as connection:
-                audit.append(connection, worked(grant, caller, reply, done))
-        return done.reply
-
-    def _train(
-        self,
-        grant: Grant,
-        asked: Assignment,
-        message: TrainRequest,
-        caller: Caller,
-        watch: Watch,
-    ) -> Parcel:
-        plan_id, round_num = grant.plan.plan_id, message["round_num"]
-        name = asked.request.name
-        answers = Answers(plan_id=plan_id, round_num=round_num, kind="train", request=name)
-        secure = settings_of(grant.plan.proposal)
-        is_kept = secure is None or self._secure.is_kept(answers)
-        stored = self._replies.find(answers)
-        if stored is not None and is_kept:
-            return stored
-        self._consent.begin(grant)
-        mechanism = asked.job.get("mechanism")
-        self._private.require_room(grant, mechanism)
-        assignment = asked._replace(state=self._state(grant.plan, message))
-        reply, done = self._perform(grant.dataset, assignment, message, watch)
-        kept = None
-        if secure is not None and reply["kind"] == "update":
-            kept = self._secure.kept(secure, asked.request, done.reply)
-            done = done._replace(reply=kept.reply)
-        with self._consent.conclude(grant, reply) as connection:
-            if kept is not None:
-                self._secure.keep(connection, answers, kept)
-            if reply["kind"] == "update":
-                self._private.pay(connection, grant, mechanism, round_num)
-                is_paid = mechanism is not None
-                self._replies.keep(connection, answers, done.reply, is_paid=is_paid)
-                if done.state:
-                    follows = message.get("state_round", NOTHING)
-                    self._states.keep(connection, plan_id, round_num, done.state, follows=follows)
-            audit.append(connection, worked(grant, caller, reply, done))
-        logger.bind(site_id=self.config.site_id, round_num=round_num).info(
-            "round {}: {}", round_num, summary(reply)
-        )
-        return done.reply
-
-    def _counted(self, job: Job, watch: Watch, request: Parcel) -> Parcel:
-        """Have the trainer count, for the site itself."""
-        if self._trainer is None:
-            raise DataSiteError(f"{self.config.site_id}: the site is closed")
-        assignment, deadline_s = Assignment(job, request), self.config.training.deadline_s
-        return self._trainer.perform(assignment, deadline_s=deadline_s, watch=watch).reply
-
-    def _state(self, plan: Plan, message: TrainRequest) -> bytes:
-        """Give what the site keeps for the plan's algorithm, as the request counts on it."""
-        if "state_round" not in message:
-            return b""
-        return self._states.find(plan.plan_id, message["state_round"])
-
-    def _perform(
-        self, dataset: Dataset, assignment: Assignment, message: DataRequest, watch: Watch
-    ) -> tuple[Message, Done]:
-        """Have the trainer do it; what may leave the site. Called in its turn."""
-        if self._trainer is None:
-            raise DataSiteError(f"{self.config.site_id}: the site is closed")
-        deadline_s = self._allowed_s(message)
-        done = self._trainer.perform(assignment, deadline_s=deadline_s, watch=watch)
-        terms = Terms(
-            site_id=self.config.site_id,
-            minimum_count=max(
-                self.config.release.minimum_count, smallest_group(assignment.job["privacy"])
-            ),
-            schema=dataset.schema,
-            drift=assignment.job["drift"],
-            metrics=PRIVATE_METRICS if is_private(assignment.job["privacy"]) else METRICS,
-        )
-        reply, parcel = released(done.reply, terms.of(message))
-        return reply, done._replace(reply=parcel)
-
-    def _allowed_s(self, message: WorkRequest) -> float:
-        """Give how long the request may take: the caller's deadline, within the site's own."""
-        most_s = self.config.training.deadline_s
-        return most_s if message["kind"] == "statistics" else min(most_s, message["deadline_s"])
-
-    def _job(self, dataset: Dataset, split: SplitSettings, privacy: PrivacySettings | None) -> Job:
-        return Job(
-            site_id=self.config.site_id,
-            file=str(dataset.file),
-            sha256=dataset.sha256,
-            schema=dataset.schema.model_dump(mode="json"),
-            split=split,
-            drift={} if is_private(privacy) else self.registry.drift(dataset),
-            privacy=privacy,
-        )
-
     def _audit(
         self, who: str, action: str, plan_id: str | None, reply: Message, detail: dict[str, Any]
     ) -> None:
-        with self.ledger.transaction() as connection:
-            audit.append(connection, audit.answered(who, action, plan_id, reply, detail))
+        audit.write(self.ledger, audit.answered(who, action, plan_id, reply, detail))
 
     def _refuse(
         self, caller: Caller, message: Message | None, error: FederatedLearningError

@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -11,35 +11,22 @@ from core.configuration import parse
 from core.enums import ExperimentStatus
 from core.exceptions import FederatedLearningError
 from core.interfaces import ModelInterface, OrchestratorInterface
-from core.messages import EvaluationReport, Parameters, Preprocessing
-from core.models import TorchModel, build_model
+from core.messages import EvaluationReport, Parameters
+from core.models import TorchModel
 from core.parameters import digest
-from core.schema import DataSchema
-from orchestrator.agreement import (
-    Agreement,
-    agree_on_preprocessing,
-    collect_statistics,
-    describe_sites,
-    find_dataset,
-    model_spec,
-    propose,
-    require_alike,
-    wait_for_approval,
-)
-from orchestrator.algorithms import ALGORITHMS, Algorithm, build_algorithm
+from orchestrator.agreement import model_spec
+from orchestrator.algorithms import Algorithm, build_algorithm
 from orchestrator.cancelling import how_to_go_on
 from orchestrator.circuit import Circuits
 from orchestrator.communication.base import SiteCommunication
 from orchestrator.configuration import ExperimentConfig
-from orchestrator.fleet import Answers, Fleet
+from orchestrator.fleet import Fleet
 from orchestrator.halting import Halt
-from orchestrator.joining import Joining
 from orchestrator.maintenance import Maintenance
 from orchestrator.metrics import MetricsCollector
 from orchestrator.observer import Observer
-from orchestrator.privacy import DifferentialPrivacy
-from orchestrator.private_runs import RunLedger, ask_account, ask_accounts, preprocessing_of
-from orchestrator.roster import pinned
+from orchestrator.preparation import Preparation
+from orchestrator.private_runs import RunLedger
 from orchestrator.round import evaluate_at_sites, run_round
 from orchestrator.round_context import RoundContext, SecureSum
 from orchestrator.runs import Checkpoint, RunStore
@@ -154,9 +141,18 @@ class ExperimentOrchestrator(OrchestratorInterface):
             limit_s=config.limits.sites_s,
             tell=lambda away, limit_s: self._observer.away(run_id, away, limit_s),
         )
-        joining, model = self._agree(run_id, config, waiting, chosen)
+        rounds = self._store.rounds(run_id)
+        preparation = Preparation(
+            run_id=run_id,
+            config=config,
+            chosen=chosen,
+            folder=self._store.folder(run_id),
+            waiting=waiting,
+            observer=self._observer,
+        )
+        joining, model = preparation.agree()
         agreement = joining.agreement
-        ledger = self._account(config, waiting, joining, chosen)
+        ledger = preparation.account(joining, rounds)
         algorithm = build_algorithm(
             config.algorithm,
             model.get_parameters() if saved is None else saved.parameters,
@@ -176,9 +172,7 @@ class ExperimentOrchestrator(OrchestratorInterface):
             seed=config.seed,
             model=model_spec(config),
             preprocessing=(
-                saved.preprocessing
-                if saved is not None
-                else _preprocessing(config, waiting, agreement, chosen)
+                preparation.preprocessing(agreement) if saved is None else saved.preprocessing
             ),
             deadline_s=config.limits.call_s,
             waiting=waiting,
@@ -191,7 +185,7 @@ class ExperimentOrchestrator(OrchestratorInterface):
             next_round=saved.next_round if saved else 0,
             algorithm=algorithm,
             context=context,
-            stopper=_stopper(config, self._store.rounds(run_id), saved),
+            stopper=_stopper(config, rounds, saved),
             best=saved.best if saved else {},
             ledger=ledger,
         )
@@ -226,90 +220,6 @@ class ExperimentOrchestrator(OrchestratorInterface):
         self._save(course)
         self._store.move(course.run_id, ExperimentStatus.RUNNING, rounds_done=course.next_round)
         self._observer.round_done(course.run_id, record)
-
-    def _agree(
-        self, run_id: str, config: ExperimentConfig, waiting: Waiting, chosen: tuple[str, ...]
-    ) -> tuple[Joining, TorchModel]:
-        """Log in, propose the plan, wait for its approval; and build the starting model.
-
-        Whoever is missing afterwards, and was not needed, joins later.
-        """
-        fleet = waiting.fleet
-        fewest = config.min_sites or len(fleet.site_ids)
-
-        def connect() -> Answers[bool]:
-            logins = fleet.connect()
-            failed = {site: str(error) for site, error in logins.failed.items()}
-            self._observer.connected(run_id, list(logins.ok), failed)
-            return logins
-
-        logins = waiting.enough(connect, fewest, what="log-in")
-        there = list(logins.ok)
-        described = waiting.enough(lambda: describe_sites(fleet, there), fewest, what="description")
-        sites = described.ok
-        schema = require_alike(sites, config.dataset)
-        model = _initial_model(config, schema)
-        spec = ALGORITHMS[config.algorithm.name].spec(config.algorithm)
-        known = Answers(ok=sites, failed={**logins.failed, **described.failed})
-        secure = pinned(config, known, chosen, self._store.folder(run_id))
-        proposed = waiting.enough(
-            lambda: propose(fleet, sites, config, spec, run_id=run_id, secure=secure),
-            fewest,
-            what="proposal of the plan",
-        )
-        approved = wait_for_approval(
-            fleet,
-            proposed.ok,
-            limit_s=config.limits.approval_s,
-            waiting=lambda site_ids: self._observer.waiting(run_id, site_ids),
-        )
-        approved.require(fewest, what="approval of the plan")
-        failed = {**logins.failed, **described.failed, **proposed.failed, **approved.failed}
-        Answers(
-            ok={site: plan for site, plan in approved.ok.items() if site in chosen},
-            failed={site: error for site, error in failed.items() if site in chosen},
-        ).require(config.min_sites or len(chosen), what="preparation of the participants")
-        agreement = Agreement(
-            schema=schema,
-            plan_ids={site: decision["plan_id"] for site, decision in approved.ok.items()},
-            rows={site: find_dataset(sites[site], config.dataset)["rows"] for site in approved.ok},
-            secure=secure,
-        )
-        joining = fleet.keeper.join = Joining(
-            fleet=fleet,
-            config=config,
-            run_id=run_id,
-            algorithm=spec,
-            agreement=agreement,
-            example=sites[min(agreement.plan_ids)],
-        )
-        for site, error in failed.items():
-            fleet.keeper.send_out(site, error)
-        return joining, model
-
-    def _account(
-        self, config: ExperimentConfig, waiting: Waiting, joining: Joining, chosen: tuple[str, ...]
-    ) -> RunLedger | None:
-        """Ask what the run costs, under differential privacy; go on with the sites that can pay."""
-        if not isinstance(config.privacy, DifferentialPrivacy):
-            return None
-        run_id, plan_ids = joining.run_id, joining.agreement.plan_ids
-        there = [site_id for site_id in chosen if site_id in plan_ids]
-        answers = waiting.enough(
-            lambda: ask_accounts(waiting.fleet, plan_ids, there, config),
-            config.min_sites or len(chosen),
-            what="privacy budget",
-        )
-        self._observer.accounted(run_id, answers.ok)
-        for site_id in answers.failed:
-            del plan_ids[site_id]
-        ledger = RunLedger(answers.ok, self._store.rounds(run_id))
-
-        def admit(site_id: str, plan_id: str) -> None:
-            ledger.enter(site_id, ask_account(waiting.fleet, plan_id, config, site_id))
-
-        waiting.fleet.keeper.join = replace(joining, admit=admit)
-        return ledger
 
     def _save(self, course: "_Course") -> None:
         self._store.save_checkpoint(course.run_id, _checkpoint(course))
@@ -392,29 +302,6 @@ def _stopper(
 def new_run_id(name: str) -> str:
     """Give an id that sorts by time and is not given twice."""
     return f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-
-
-def _initial_model(config: ExperimentConfig, schema: DataSchema) -> TorchModel:
-    return build_model(
-        model_spec(config),
-        sensors=len(schema.features),
-        window_steps=schema.window_steps,
-        seed=config.seed,
-    )
-
-
-def _preprocessing(
-    config: ExperimentConfig, waiting: Waiting, agreement: Agreement, chosen: tuple[str, ...]
-) -> Preprocessing:
-    if isinstance(config.privacy, DifferentialPrivacy):
-        return preprocessing_of(agreement.schema, config.training.positive_weight)
-    there = [site_id for site_id in chosen if site_id in agreement.plan_ids]
-    answers = waiting.enough(
-        lambda: collect_statistics(waiting.fleet, agreement.plan_ids, there),
-        config.min_sites or len(chosen),
-        what="statistics",
-    )
-    return agree_on_preprocessing(list(answers.ok.values()), config.training.positive_weight)
 
 
 def _is_evaluated(round_num: int, config: ExperimentConfig) -> bool:

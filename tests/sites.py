@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pandas as pd
+import psutil
 
 from core import wire
 from core.codehash import installed_code_hash
@@ -72,6 +73,13 @@ def inline(_config: SiteConfig) -> Trainer:
 def in_a_process(config: SiteConfig) -> Trainer:
     """Give a trainer in a child process."""
     return TrainerProcess(site_id=config.site_id, threads=1)
+
+
+def trainer_process(site: FactoryDataSite) -> psutil.Process:
+    """Give the process that trains for a site that was opened with `in_a_process`."""
+    assert site._workshop is not None
+    assert isinstance(site._workshop._trainer, TrainerProcess)
+    return psutil.Process(site._workshop._trainer._child.process.pid)
 
 
 def site_settings(folder: Path, **changes: object) -> dict[str, Any]:

@@ -163,15 +163,14 @@ def _approver(records: "Records", plan_id: str, name: str, password_file: Path |
         require_approver(approvers, name, password, site_id=site_id)
     except SecurityError as exc:
         detail = {"message": str(exc)}
-        with records.ledger.transaction() as connection:
-            entry = audit.Entry(
-                who=OPERATOR,
-                action="plan approval refused",
-                plan_id=plan.plan_id,
-                outcome=type(exc).__name__,
-                detail=detail,
-            )
-            audit.append(connection, entry)
+        entry = audit.Entry(
+            who=OPERATOR,
+            action="plan approval refused",
+            plan_id=plan.plan_id,
+            outcome=type(exc).__name__,
+            detail=detail,
+        )
+        audit.write(records.ledger, entry)
         raise
     return name
 

@@ -35,6 +35,7 @@ from datasite.replies import Replies
 from datasite.site import FactoryDataSite
 from datasite.statements import Driven
 from datasite.trainer import InlineTrainer
+from datasite.workshop import Workshop
 
 LARGE: Final = {"type": "cnn", "options": {"channels": 256, "blocks": 2}}
 """Its reply lies in a file beside the ledger."""
@@ -89,7 +90,7 @@ def in_transaction(number: int, *, committed: bool) -> Callable[[], None]:
 POINTS: Final[dict[str, Callable[[], None]]] = {
     "the noise is fixed, not committed": in_transaction(1, committed=False),
     "the noise is fixed": in_transaction(1, committed=True),
-    "before training": before(FactoryDataSite, "_perform"),
+    "before training": before(Workshop, "_perform"),
     "after training": after(InlineTrainer, "perform"),
     "paid, reply not kept": before(Replies, "keep"),
     "paid, file not on disk": before(os, "fsync"),  # type: ignore[arg-type]
@@ -131,7 +132,7 @@ def killed_at(folder: Path, arm: Callable[[], None]) -> dict[str, Any]:
         os._exit(0)
     _, status = os.waitpid(child, 0)
     site = open_site(folder)
-    paid = site._private._budgets.spent
+    paid = site.budgets.spent
     (plan,) = site.plans.all()
     found: dict[str, Any] = {
         "signal": os.WTERMSIG(status),

@@ -76,7 +76,7 @@ def spent(site: FactoryDataSite) -> list[tuple[str, int]]:
 
 
 def _budgets(site: FactoryDataSite) -> Any:
-    return site._private._budgets
+    return site.budgets
 
 
 def audited(site: FactoryDataSite, action: str) -> list[AuditRow]:

@@ -7,7 +7,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from site_process import wait_until
 from sites import (
@@ -20,6 +19,7 @@ from sites import (
     planned,
     register,
     train_request,
+    trainer_process,
 )
 from sqlalchemy import select
 
@@ -29,7 +29,7 @@ from datasite.cli.plan_words import in_words, look_up
 from datasite.ledger import AuditRow
 from datasite.records import Records
 from datasite.site import FactoryDataSite
-from datasite.trainer import InlineTrainer, TrainerProcess, Watch
+from datasite.trainer import InlineTrainer, Watch
 from datasite.training.work import Assignment, Done
 
 OpenSite = Callable[..., FactoryDataSite]
@@ -90,8 +90,7 @@ def test_a_training_that_is_called_off_stops_within_a_second(
     register(site, tmp_path)
     plan_id, other = planned(site, training=ENDLESS), planned(site, run_id="run-2")
     assert ask(site, train_request(other))["kind"] == "update"
-    assert isinstance(site._trainer, TrainerProcess)
-    process = psutil.Process(site._trainer._child.process.pid)
+    process = trainer_process(site)
     computed = process.cpu_times().user
     with ThreadPoolExecutor(1) as thread:
         request = train_request(plan_id, training=ENDLESS, deadline_s=3600.0)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import psutil
 import pytest
 import yaml
 from sites import (
@@ -33,6 +32,7 @@ from sites import (
     register,
     site_settings,
     train_request,
+    trainer_process,
 )
 from sqlalchemy import func, select
 
@@ -44,7 +44,7 @@ from core.plans import PlanStatus
 from core.schema import DataSchema
 from datasite.ledger import AuditRow, PlanRow, ReplyRow, StateRow, now
 from datasite.site import FactoryDataSite
-from datasite.trainer import InlineTrainer, TrainerProcess, Watch
+from datasite.trainer import InlineTrainer, Watch
 from datasite.training.work import Assignment, Done
 from datasite.usage import TIMES
 
@@ -445,12 +445,6 @@ def test_what_is_revoked_while_it_waits_for_its_turn_is_not_worked_on(
         assert working.result(PATIENCE_S)["kind"] == "update"
         assert "is REVOKED" in error_of(waiting.result(PATIENCE_S))[1]
     assert trainer.jobs == 2
-
-
-def trainer_process(site: FactoryDataSite) -> psutil.Process:
-    """Give the process that trains."""
-    assert isinstance(site._trainer, TrainerProcess)
-    return psutil.Process(site._trainer._child.process.pid)
 
 
 def wait_until(claim: Callable[[], bool]) -> None:

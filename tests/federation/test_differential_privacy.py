@@ -52,7 +52,7 @@ def set_budgets(federation: Federation, *, epsilon: float = 10.0, unit: str = "w
     """Give every site a budget."""
     for site in federation.sites.values():
         budget = Budget.model_validate({"epsilon": epsilon, "delta": 1e-5, "unit": unit})
-        site._private._budgets.set("ai4i", budget, who="operator")
+        site.budgets.set("ai4i", budget, who="operator")
 
 
 def kinds_asked(federation: Federation) -> set[str]:

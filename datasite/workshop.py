@@ -1,0 +1,234 @@
+"""Where a site works: each request in its turn, stopped when need be, kept before it is answered.
+
+plan -> its turn -> answered already? -> trainer -> release -> ledger -> reply
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+from loguru import logger
+
+from core import wire
+from core.codehash import installed_code_hash
+from core.messages import Message, SplitSettings, TrainRequest
+from core.privacy import PrivacySettings, is_private, smallest_group
+from core.privacy_messages import PrivacyAccount
+from core.wire import Parcel
+from datasite import audit
+from datasite.caller import Caller
+from datasite.consent import Consent, DataRequest, Grant, WorkRequest
+from datasite.entries import summary, worked
+from datasite.fields import METRICS, PRIVATE_METRICS
+from datasite.plans import Plan
+from datasite.private_rounds import PrivateRounds
+from datasite.records import OPERATOR, Records
+from datasite.registry import Dataset
+from datasite.release import Terms, released, require_listed
+from datasite.replies import Answers, Replies
+from datasite.secure.door import SecureDoor
+from datasite.secure.terms import settings_of
+from datasite.states import NOTHING, States
+from datasite.trainer import Trainer, Watch, unwatched
+from datasite.training.work import Assignment, Done, Job
+from datasite.under_way import UnderWay
+
+
+class Workshop:
+    """Does the work of one site.
+
+    Args:
+        records: The site's.
+        trainer: Does the fitting and the counting.
+        replies: The site's stored replies.
+        secure: Takes part in the sums of its plans.
+    """
+
+    def __init__(
+        self, records: Records, trainer: Trainer, replies: Replies, secure: SecureDoor
+    ) -> None:
+        site_id = records.config.site_id
+        self._site_id = site_id
+        self._config = records.config
+        self._ledger = records.ledger
+        self._registry = records.registry
+        self._trainer = trainer
+        self._replies = replies
+        self._secure = secure
+        self._consent = Consent(records)
+        self._private = PrivateRounds(records.budgets, site_id=site_id)
+        self._states = States(records.ledger, site_id=site_id)
+        self._under_way = UnderWay(site_id=site_id)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something is worked on."""
+        return self._under_way.is_busy
+
+    def answer(self, message: WorkRequest, request: Parcel, caller: Caller) -> Parcel:
+        """Work on a request, or give the stored reply when this very one was answered before.
+
+        Raises:
+            SecurityError: The caller's plan does not cover it, or the data are not what they were.
+            SiteBusyError: Others had the trainer for as long as the request may take.
+            CalledOffError: Nobody waits for it any more.
+            DataSiteError: The work was not done, or cannot be kept.
+        """
+        grant = self._consent.grant(message, caller)
+        agreed = grant.plan.proposal
+        job = self._job(grant.dataset, agreed["split"], agreed.get("privacy"))
+        with self._turn(grant) as watch:
+            mechanism = self._private.mechanism(grant, partial(self._counted, job, watch))
+            if message["kind"] == "privacy_account":
+                return self._told(grant, caller, self._private.account(grant, mechanism))
+            if message["kind"] == "train":
+                if mechanism is not None:
+                    job["mechanism"] = mechanism
+                return self._train(grant, Assignment(job, request), message, caller, watch)
+            self._consent.begin(grant)
+            reply, done = self._perform(grant.dataset, Assignment(job, request), message, watch)
+            with self._consent.conclude(grant, reply) as connection:
+                audit.append(connection, worked(grant, caller, reply, done))
+            return done.reply
+
+    def train_unasked(
+        self, dataset: Dataset, split: SplitSettings, request: TrainRequest
+    ) -> tuple[Message, Done]:
+        """Train on the site's own behalf: no plan is asked for, and the audit log says so.
+
+        Raises:
+            SiteBusyError: Others had the trainer for as long as the request may take.
+            DataSiteError: The work was not done.
+        """
+        with self._under_way.turn(request["deadline_s"]):
+            assignment = Assignment(self._job(dataset, split, None), wire.encode(request))
+            reply, done = self._perform(dataset, assignment, request, unwatched)
+        facts = {
+            "dataset": dataset.name,
+            "data_version": dataset.version,
+            "code_hash": installed_code_hash(),
+            "bytes_out": 0,
+        }
+        entry = audit.answered(OPERATOR, "train locally", None, reply, facts)
+        audit.write(self._ledger, entry)
+        return reply, done
+
+    def call_off(self, plan_id: str, round_num: int) -> int:
+        """Stop what is under way in a round of a plan; how many requests that were."""
+        return self._under_way.call_off(plan_id, round_num)
+
+    def allocate(self, size_bytes: int) -> bytearray | memoryview:
+        """Give memory for a request's body, where the trainer finds it the quickest."""
+        return self._trainer.allocate(size_bytes)
+
+    @contextmanager
+    def _turn(self, grant: Grant) -> Iterator[Watch]:
+        """Have the trainer for a request; what is given raises when its work is to stop.
+
+        A request may have waited for its turn: that it is still wanted, and its plan stands, is
+        then looked at first.
+        """
+        with (
+            self._under_way.entered(grant.request) as require_wanted,
+            self._under_way.turn(self._allowed_s(grant.request)) as has_waited,
+        ):
+
+            def watch() -> None:
+                require_wanted()
+                self._consent.require_standing(grant)
+
+            if has_waited:
+                watch()
+            yield watch
+
+    def _train(
+        self,
+        grant: Grant,
+        asked: Assignment,
+        message: TrainRequest,
+        caller: Caller,
+        watch: Watch,
+    ) -> Parcel:
+        plan_id, round_num = grant.plan.plan_id, message["round_num"]
+        name = asked.request.name
+        answers = Answers(plan_id=plan_id, round_num=round_num, kind="train", request=name)
+        secure = settings_of(grant.plan.proposal)
+        is_kept = secure is None or self._secure.is_kept(answers)
+        stored = self._replies.find(answers)
+        if stored is not None and is_kept:
+            return stored
+        self._consent.begin(grant)
+        mechanism = asked.job.get("mechanism")
+        self._private.require_room(grant, mechanism)
+        assignment = asked._replace(state=self._state(grant.plan, message))
+        reply, done = self._perform(grant.dataset, assignment, message, watch)
+        kept = None
+        if secure is not None and reply["kind"] == "update":
+            kept = self._secure.kept(secure, asked.request, done.reply)
+            done = done._replace(reply=kept.reply)
+        with self._consent.conclude(grant, reply) as connection:
+            if kept is not None:
+                self._secure.keep(connection, answers, kept)
+            if reply["kind"] == "update":
+                self._private.pay(connection, grant, mechanism, round_num)
+                is_paid = mechanism is not None
+                self._replies.keep(connection, answers, done.reply, is_paid=is_paid)
+                if done.state:
+                    follows = message.get("state_round", NOTHING)
+                    self._states.keep(connection, plan_id, round_num, done.state, follows=follows)
+            audit.append(connection, worked(grant, caller, reply, done))
+        logger.bind(site_id=self._site_id, round_num=round_num).info(
+            "round {}: {}", round_num, summary(reply)
+        )
+        return done.reply
+
+    def _told(self, grant: Grant, caller: Caller, account: PrivacyAccount) -> Parcel:
+        """Give the answer to who asks for a plan's account, written down."""
+        kind, plan_id = grant.request["kind"], grant.plan.plan_id
+        entry = audit.answered(caller.email, kind, plan_id, account, grant.facts)
+        audit.write(self._ledger, entry)
+        return wire.encode(require_listed(account, site_id=self._site_id))
+
+    def _counted(self, job: Job, watch: Watch, request: Parcel) -> Parcel:
+        """Have the trainer count, for the site itself."""
+        assignment, deadline_s = Assignment(job, request), self._config.training.deadline_s
+        return self._trainer.perform(assignment, deadline_s=deadline_s, watch=watch).reply
+
+    def _state(self, plan: Plan, message: TrainRequest) -> bytes:
+        """Give what the site keeps for the plan's algorithm, as the request counts on it."""
+        if "state_round" not in message:
+            return b""
+        return self._states.find(plan.plan_id, message["state_round"])
+
+    def _perform(
+        self, dataset: Dataset, assignment: Assignment, message: DataRequest, watch: Watch
+    ) -> tuple[Message, Done]:
+        """Have the trainer do it; what may leave the site. Called in its turn."""
+        deadline_s = self._allowed_s(message)
+        done = self._trainer.perform(assignment, deadline_s=deadline_s, watch=watch)
+        privacy = assignment.job["privacy"]
+        terms = Terms(
+            site_id=self._site_id,
+            minimum_count=max(self._config.release.minimum_count, smallest_group(privacy)),
+            schema=dataset.schema,
+            drift=assignment.job["drift"],
+            metrics=PRIVATE_METRICS if is_private(privacy) else METRICS,
+        )
+        reply, parcel = released(done.reply, terms.of(message))
+        return reply, done._replace(reply=parcel)
+
+    def _allowed_s(self, message: WorkRequest) -> float:
+        """Give how long the request may take: the caller's deadline, within the site's own."""
+        most_s = self._config.training.deadline_s
+        return most_s if message["kind"] == "statistics" else min(most_s, message["deadline_s"])
+
+    def _job(self, dataset: Dataset, split: SplitSettings, privacy: PrivacySettings | None) -> Job:
+        return Job(
+            site_id=self._site_id,
+            file=str(dataset.file),
+            sha256=dataset.sha256,
+            schema=dataset.schema.model_dump(mode="json"),
+            split=split,
+            drift={} if is_private(privacy) else self._registry.drift(dataset),
+            privacy=privacy,
+        )
