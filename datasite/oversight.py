@@ -5,7 +5,7 @@ from typing import Any, Final, cast
 
 from sqlalchemy import bindparam, func, select
 
-from core.messages import AuditEntry, AuditPage, PlanRecord, PlansPage
+from core.oversight_messages import AuditEntry, AuditPage, PlanRecord, PlansPage
 from datasite.ledger import AuditRow, Ledger
 from datasite.plans import Plan, Plans
 

@@ -21,19 +21,16 @@ from core.enums import DataSiteStatus
 from core.exceptions import DataError, DataSiteError, FederatedLearningError
 from core.interfaces import DataSiteInterface, ModelInterface
 from core.messages import (
-    AuditPage,
-    AuditRequest,
     CancelRequest,
     DatasetDescription,
     Message,
     PlanDecision,
     PlanProposal,
     PlanQuery,
-    PlansPage,
-    PlansRequest,
     SiteDescription,
 )
 from core.models import available_models
+from core.oversight_messages import AuditPage, AuditRequest, PlansPage, PlansRequest
 from core.schema import DataSchema
 from core.version import VERSION
 from core.wire import Parcel

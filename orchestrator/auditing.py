@@ -10,7 +10,14 @@ from pathlib import Path
 
 from core.auditchain import EMPTY, Head, follow
 from core.exceptions import ConfigurationError, ProtocolError
-from core.messages import AuditEntry, AuditPage, AuditRequest, PlanRecord, PlansPage, PlansRequest
+from core.oversight_messages import (
+    AuditEntry,
+    AuditPage,
+    AuditRequest,
+    PlanRecord,
+    PlansPage,
+    PlansRequest,
+)
 from orchestrator.communication.base import SiteCommunication
 from orchestrator.communication.live import PySyftCommunication
 from orchestrator.federation import SiteAddress, load_federation

@@ -11,7 +11,7 @@ from core.commands import echo_line, echo_table
 from core.jsontext import as_json
 
 if TYPE_CHECKING:
-    from core.messages import AuditEntry, PlanRecord
+    from core.oversight_messages import AuditEntry, PlanRecord
 
 T = TypeVar("T")
 

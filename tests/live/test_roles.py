@@ -28,8 +28,6 @@ from syft.types.errors import SyftException
 from core import wire
 from core.exceptions import SecurityError
 from core.messages import (
-    AuditPage,
-    AuditRequest,
     ClientUpdate,
     DescribeRequest,
     EvaluationReport,
@@ -38,14 +36,13 @@ from core.messages import (
     PlanDecision,
     PlanProposal,
     PlanQuery,
-    PlansPage,
-    PlansRequest,
     PrivacyAccount,
     PrivacyRequest,
     SensorStatistics,
     SiteDescription,
     StatisticsRequest,
 )
+from core.oversight_messages import AuditPage, AuditRequest, PlansPage, PlansRequest
 from core.pysyft_patches import REFUSED
 from core.secure_messages import PublicKeys, SecureKeysRequest, Trained
 from core.wire import Parcel
