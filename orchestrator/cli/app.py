@@ -386,7 +386,8 @@ def _echo_results(results: dict[str, Any]) -> None:
         header, rows = metrics_table(evaluated[-1])
         typer.echo(f"global model after round {evaluated[-1]['round_num']}:")
         echo_table(header, rows, empty="")
-    if results["status"] != "COMPLETED" and results["sites"]:
+    are_well = all(at["status"] == "ONLINE" for at in results["sites"].values())
+    if results["sites"] and not (results["status"] == "COMPLETED" and are_well):
         echo_table(
             ("site", "status", "since", "message"),
             [

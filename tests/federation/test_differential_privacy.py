@@ -98,7 +98,7 @@ def test_a_budget_that_is_too_small_stops_the_run_before_it_begins(federation: F
 def test_a_run_goes_on_without_a_site_that_cannot_pay(federation: Federation) -> None:
     """As `min_sites` bears it; that site trains nothing, and says nothing in evaluation."""
     set_budgets(federation)
-    poor = federation.sites["factory-2"]._private._budgets
+    poor = federation.sites["factory-2"].budgets
     poor.set("ai4i", Budget(epsilon=0.5, delta=1e-5), who="operator")
     results = federation.run("run", privacy=PRIVACY, model=MODEL, min_sites=2)
     assert results["rounds"][-1]["sites"].keys() == {"factory-1", "factory-3"}
@@ -119,7 +119,7 @@ def test_a_run_that_goes_on_pays_each_round_once(federation: Federation) -> None
         orchestrator.run_experiment("run")
     results = federation.orchestrator().run_experiment("run")
     assert results["status"] == "COMPLETED"
-    paid = federation.sites["factory-1"]._private._budgets.spent("ai4i")
+    paid = federation.sites["factory-1"].budgets.spent("ai4i")
     assert [each.round_num for each in paid] == [0, 1, 2]
     assert results["rounds"][-1]["privacy"]["factory-1"]["epsilon"] <= 4.0
 

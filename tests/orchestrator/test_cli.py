@@ -382,10 +382,10 @@ def test_a_run_that_is_over_cannot_be_cancelled(
     assert runs.find("first").message == "factory-1: down\nmore"
 
 
-def test_an_unfinished_run_is_shown_with_where_its_sites_stand(
+def test_a_run_is_shown_with_where_its_sites_stand(
     orchestrator: Command, capsys: pytest.CaptureFixture[str], runs: RunStore
 ) -> None:
-    """Since when, and why."""
+    """Since when, and why; one that is complete, when not all of them are well."""
     circuits = Circuits(["factory-1", "factory-2"])
     circuits.failed("factory-1", CommunicationError("factory-1: connection refused"))
     with circuits.request("factory-2"):
@@ -395,6 +395,14 @@ def test_an_unfinished_run_is_shown_with_where_its_sites_stand(
     shown = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"factory-1  OFFLINE  \S{19}  factory-1: connection refused", shown[-2])
     assert re.fullmatch(r"factory-2  ONLINE   \S{19}", shown[-1])
+    runs.move("first", ExperimentStatus.COMPLETED)
+    assert orchestrator("show", "first") == 0
+    assert "connection refused" in capsys.readouterr().out
+    with circuits.request("factory-1"):
+        pass
+    runs.save_sites("first", circuits.standings)
+    assert orchestrator("show", "first") == 0
+    assert "ONLINE" not in capsys.readouterr().out
 
 
 @pytest.fixture
