@@ -175,7 +175,9 @@ class _Connection:
             threading.Thread(target=self._until_over, args=(passes,), daemon=True).start()
 
     def end(self) -> None:
-        """Close both sides."""
+        """Close both sides; one that was reset has ended already, without a goodbye."""
+        if self._over.is_set():
+            return
         self._over.set()
         for each in (self._caller, self._site):
             with contextlib.suppress(OSError):
@@ -223,9 +225,10 @@ class _Connection:
                 self._over.wait(_DELAY_S)
                 to.sendall(rest)
             case Mode.RESET:
+                self._over.set()
                 for each in (self._caller, self._site):
                     _reset(each)
-                self.end()
+                self._proxy.forget(self)
             case Mode.HALF_CLOSED:
                 to.shutdown(socket.SHUT_WR)
                 self._over.wait()
