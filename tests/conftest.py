@@ -1,16 +1,23 @@
 """Fixtures that several folders of tests share."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from federations import APPROVE_ALL, Federation
 
 from core.enums import DataDistribution
 from orchestrator.testbed.ai4i import generate_ai4i
 from orchestrator.testbed.presets import AI4I_SCHEMA
 from orchestrator.testbed.samples import write_samples
+
+# Workers of pytest-xdist share the cores, and so do the processes that tests start: threads that
+# wait for one another across them take three times the time.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -9,12 +9,10 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context, parent_process, resource_tracker
 from typing import TYPE_CHECKING, Final, Protocol
 
 import torch
@@ -26,6 +24,7 @@ from datasite.simulation.sites import Setup, SimulatedSites
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from multiprocessing.connection import Connection
 
 _PATIENCE_S: Final = 5.0
 """Longest that a lane's end waits for the work under way, which nothing can stop in a thread."""
@@ -114,6 +113,9 @@ class ProcessLane:
     It ends with this process, whatever that dies of, and takes no notice of Ctrl-C, which is for
     this process to act on.
 
+    A process and a pipe instead of a `ProcessPoolExecutor` of one: when its process dies while a
+    call is handed in, or in the middle of an answer, the executor of Python 3.11 waits for ever.
+
     Args:
         setup: The sites it answers for.
     """
@@ -122,8 +124,7 @@ class ProcessLane:
         self._setup = setup
         self._turn = threading.Lock()
         self._is_closed = False
-        self._pool: ProcessPoolExecutor | None = None
-        self._pid: int | None = None
+        self._child: _Child | None = None
         self._proposed: list[tuple[str, Parcel, str]] = []
 
     def handle(self, site_id: str, request: Parcel, email: str) -> Parcel:
@@ -132,10 +133,10 @@ class ProcessLane:
             if self._is_closed:
                 raise _closed(site_id)
             try:
-                pool = self._pool or self._start()
-                reply = _ask(pool, site_id, request, email)
-            except BrokenProcessPool as exc:
-                self._pool = self._pid = None
+                child = self._child or self._start()
+                reply = child.ask(site_id, request, email)
+            except (EOFError, OSError) as exc:
+                self._stop()
                 if self._is_closed:
                     raise _closed(site_id) from exc
                 raise DataSiteError(
@@ -150,52 +151,71 @@ class ProcessLane:
     def close(self) -> None:
         """See `Lane.close`; work under way is given up."""
         self._is_closed = True
-        pool, pid = self._pool, self._pid
-        if pool is None:
-            return
-        if pid is not None:  # the pool itself would wait for the work
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        pool.shutdown(cancel_futures=True)
+        child = self._child
+        if child is not None:
+            child.kill()  # which ends the work under way, and so its turn
+        with self._turn:
+            self._stop()
 
-    def _start(self) -> ProcessPoolExecutor:
-        # Spawned and not forked: a fork would copy the locks of threads that it does not have.
-        pool = ProcessPoolExecutor(
-            1, mp_context=get_context("spawn"), initializer=_begin, initargs=(self._setup,)
-        )
-        self._pool = pool
-        with _without_interrupts():
-            started = pool.submit(os.getpid)
-        self._pid = started.result()
+    def _stop(self) -> None:
+        if self._child is not None:
+            self._child.stop()
+            self._child = None
+
+    def _start(self) -> _Child:
+        self._child = child = _Child(self._setup)
+        if self._is_closed:  # in the meantime, when there was no process to end
+            child.kill()
         for proposal in self._proposed:  # the process before knew of them
-            _ask(pool, *proposal)
-        return pool
+            child.ask(*proposal)
+        return child
 
 
-def _ask(pool: ProcessPoolExecutor, site_id: str, request: Parcel, email: str) -> Parcel:
-    # A body may be a view of another's memory, which cannot go to another process.
-    sent = (request.head, bytes(request.body))
-    return Parcel(*pool.submit(_handle, site_id, sent, email).result())
+class _Child:
+    """One lane's process, and the pipe to it."""
+
+    def __init__(self, setup: Setup) -> None:
+        # Spawned and not forked: a fork would copy the locks of threads that it does not have.
+        context = get_context("spawn")
+        self._pipe, requests_end = context.Pipe()
+        self._process = context.Process(target=_serve, args=(requests_end, setup), daemon=True)
+        with _without_interrupts():
+            self._process.start()
+        requests_end.close()  # the child's own is the only one left, so that its death is seen
+
+    def ask(self, site_id: str, request: Parcel, email: str) -> Parcel:
+        """Give the child's answer; EOFError or OSError when it has died."""
+        self._pipe.send((site_id, email, request.head))
+        self._pipe.send_bytes(request.body)
+        return Parcel(self._pipe.recv_bytes(), bytearray(self._pipe.recv_bytes()))
+
+    def kill(self) -> None:
+        """End the process now; who waits for its answer is told."""
+        self._process.kill()
+
+    def stop(self) -> None:
+        """End the process now and reap it."""
+        self._process.kill()
+        self._process.join()
+        self._pipe.close()
 
 
-_sites: list[SimulatedSites] = []
-"""In a lane's own process: its sites. A process pool has no other place for them."""
-
-
-def _begin(setup: Setup) -> None:
+def _serve(requests: Connection, setup: Setup) -> None:
+    """Answer in a lane's own process until its parent ends it, or has ended."""
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
-    _sites.append(_on_one_core(setup))
-
-
-def _handle(site_id: str, request: tuple[bytes, bytes], email: str) -> tuple[bytes, bytes]:
-    head, body = request
-    reply = _sites[0].handle(site_id, Parcel(head, bytearray(body)), email)
-    return reply.head, bytes(reply.body)
+    sites = _on_one_core(setup)
+    with suppress(EOFError, BrokenPipeError):
+        while True:
+            site_id, email, head = requests.recv()
+            request = Parcel(head, bytearray(requests.recv_bytes()))
+            reply = sites.handle(site_id, request, email)
+            requests.send_bytes(reply.head)
+            requests.send_bytes(reply.body)
 
 
 def _end_with_the_parent() -> None:
     parent = parent_process()
-    assert parent is not None  # noqa: S101 - a pool's process has one
+    assert parent is not None  # noqa: S101 - a spawned process has one
     parent.join()
     os._exit(0)
 
@@ -208,6 +228,7 @@ def _on_one_core(setup: Setup) -> SimulatedSites:
 @contextmanager
 def _without_interrupts() -> Iterator[None]:
     """Have the processes that this thread starts never be told of Ctrl-C: they inherit its mask."""
+    resource_tracker.ensure_running()  # or it is started below, and lets the signal through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
