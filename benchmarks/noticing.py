@@ -22,6 +22,7 @@ from typing import Any, Final
 
 import psutil
 from live import experiment, live_sites
+from loguru import logger
 from measuring import machine, markdown_table, spread, write_json
 from quantities import write_into
 
@@ -185,6 +186,7 @@ def write_up(results: Mapping[str, Any]) -> str:
 def main() -> None:
     """Measure, print and write it."""
     settings = _settings()
+    logger.remove()
     with live_sites(SITES, None) as testbed:
         results = {
             "machine": machine(),
