@@ -27,7 +27,7 @@ from measuring import machine, markdown_table, spread, write_json
 from quantities import write_into
 
 from orchestrator.communication.live import over_pysyft
-from orchestrator.experiment import ExperimentOrchestrator
+from orchestrator.experiment import ExperimentOrchestrator, new_run_id
 from orchestrator.halting import Halt
 from orchestrator.runs import RunStore
 from orchestrator.testbed.processes import Testbed
@@ -90,7 +90,7 @@ class Run:
 def under_way(testbed: Testbed, *, call_s: float, **changes: object) -> Iterator[Run]:
     """Have a run under way meanwhile, whose requests have so many seconds."""
     with tempfile.TemporaryDirectory(prefix="noticing-") as runs:
-        store, halt, run_id = RunStore(Path(runs)), Halt(), "noticing"
+        store, halt, run_id = RunStore(Path(runs)), Halt(), new_run_id("noticing")
         config = experiment(
             testbed,
             rounds=100_000,
