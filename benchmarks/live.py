@@ -47,6 +47,7 @@ from orchestrator.schedule import Constant, LocalTraining
 from orchestrator.testbed.presets import AI4I_EXPERIMENT, AI4I_SCHEMA
 from orchestrator.testbed.processes import Testbed, run_datasite
 from orchestrator.testbed.samples import load_table, write_samples
+from orchestrator.waiting import Waiting
 
 WARM_UP: Final = 5
 """Rounds before counting: connections open, data prepared, libraries loaded."""
@@ -336,6 +337,7 @@ def prepare(
             list(statistics.ok.values()), config.training.positive_weight
         ),
         deadline_s=config.limits.call_s,
+        waiting=Waiting(fleet=fleet, limit_s=0.0, tell=lambda _away, _limit_s: None),
         secure=secure and SecureSum(run_id=run_id, settings=secure),
     )
     return Prepared(context=context, algorithm=algorithm, model=model)
