@@ -27,17 +27,22 @@ if TYPE_CHECKING:
 def preprocessing_of(schema: DataSchema, weighting: ClassWeight) -> Preprocessing:
     """Give scaler and class weight from the schema alone.
 
-    A feature is scaled as if its values lay evenly in their range: by the middle and (hi − lo)/√12.
-    Of a category, whose features are 0 or 1, the scale is ½: the largest deviation that they can
-    have. The class weight comes from `label.rate`.
+    A feature is scaled by the middle and a quarter of where it usually lies or, where the schema
+    does not say, as if its values lay evenly in their range: by the middle and (hi − lo)/√12. Of a
+    category, whose features are 0 or 1, the scale is ½: the largest deviation that they can have.
+    The class weight comes from `label.rate`.
     """
     categories = {f"{column.name}={value}" for column in schema.columns for value in column.values}
     rate = schema.label.rate
+    spans = [
+        (*bounds, math.sqrt(12)) if usual is None else (*usual, 4.0)
+        for bounds, usual in zip(schema.ranges, schema.usual, strict=True)
+    ]
     return Preprocessing(
-        mean=[(low + high) / 2 for low, high in schema.ranges],
+        mean=[(low + high) / 2 for low, high, _ in spans],
         scale=[
-            0.5 if feature in categories else (high - low) / math.sqrt(12)
-            for feature, (low, high) in zip(schema.features, schema.ranges, strict=True)
+            0.5 if feature in categories else (high - low) / deviations
+            for feature, (low, high, deviations) in zip(schema.features, spans, strict=True)
         ],
         positive_weight=positive_weight(weighting, (1 - rate) / rate),
     )

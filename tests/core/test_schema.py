@@ -52,7 +52,7 @@ def test_every_preset_gives_a_range_for_each_feature(path: Path) -> None:
     preset = DataSchema.model_validate(yaml.safe_load(path.read_text()))
 
     assert preset.name == path.stem
-    assert len(preset.features) == len(preset.ranges)
+    assert len(preset.features) == len(preset.ranges) == len(preset.usual)
     assert all(low < high for low, high in preset.ranges)
 
 
@@ -86,6 +86,11 @@ def test_a_schema_survives_the_journey_as_json() -> None:
         ({"columns": [NUMBER | {"range": [0, float("inf")]}]}, "must both be finite"),
         ({"columns": [NUMBER | {"values": ["a"]}]}, "a `range`, not `values`"),
         ({"columns": [NUMBER | {"missing": 1}]}, "less than 1"),
+        (
+            {"columns": [NUMBER | {"usual": [-9e9, 1]}]},
+            "'load': `usual` [-9000000000.0, 1.0] is not",
+        ),
+        ({"columns": [CATEGORY | {"usual": [0, 1]}]}, "it has `values`, not a `range`"),
         (
             {"columns": [NUMBER | {"type": "integer", "range": [0.2, 0.8]}]},
             "its `range` holds no whole number",

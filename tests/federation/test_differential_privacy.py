@@ -142,8 +142,11 @@ def test_clipping_twice_is_refused(federation: Federation) -> None:
 
 
 def test_the_scaler_comes_from_the_schema() -> None:
-    """From the middle of each range, and the deviation of values that lie evenly in it."""
-    schema = load_yaml(AI4I_SCHEMA, DataSchema)
+    """From where values usually lie, or else from the range as if they lay evenly in it."""
+    published = load_yaml(AI4I_SCHEMA, DataSchema)
+    first = published.columns[1].model_copy(update={"usual": None})
+    columns = (published.columns[0], first, *published.columns[2:])
+    schema = published.model_copy(update={"columns": columns})
     made = preprocessing_of(schema, ClassWeight.BALANCED)
     by_name = {
         name: (mean, scale)
@@ -152,6 +155,7 @@ def test_the_scaler_comes_from_the_schema() -> None:
     low, high = schema.columns[1].range or (0.0, 0.0)
     expected = ((low + high) / 2, (high - low) / 12**0.5)
     assert by_name[schema.columns[1].name] == pytest.approx(expected)
+    assert by_name["Torque [Nm]"] == pytest.approx((40.0, 10.0))
     assert by_name["Type=L"] == (0.5, 0.5)
     rate = schema.label.rate
     assert made["positive_weight"] == pytest.approx((1 - rate) / rate)
