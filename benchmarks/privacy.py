@@ -31,6 +31,7 @@ from loguru import logger
 from measuring import machine, markdown_table, write_json
 from membership import Attacked, Bools, Floats, by_likelihood_ratio, by_loss, success
 from privacy_picture import draw
+from scipy.stats import t
 
 from core.configuration import load_yaml, read_yaml
 from core.enums import DataDistribution
@@ -49,8 +50,10 @@ SITES: Final = 3
 TARGETS: Final = 5
 """Seeds 0 to 4: those of the figures for utility, whose models are attacked."""
 
-SHADOWS: Final = 11
-"""Seeds after these: models that attacks alone learn from."""
+SHADOWS: Final[Mapping[str, int]] = {"ordinary": 0, "overfitted": 4}
+"""Seeds after these: models that attacks alone learn from, beside the other targets."""
+
+QUICK: Final[Mapping[str, Any]] = {"rounds": 2}
 
 _PRIVATE: Final = Path(__file__).parents[1] / "deploy" / "experiments" / "ai4i-private.yaml"
 
@@ -76,9 +79,11 @@ LEVELS: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = {
 }
 """The title of each level, and what it changes in the example experiment."""
 
+CHANGES: Final = {level: changes for level, (_, changes) in LEVELS.items()}
+
 SECURE: Final = "secure"
 
-TRIALS: Final = 8
+TRIALS: Final = 5
 """Of the inversion, each with other rows."""
 
 ATTACKS: Final = {"loss": by_loss, "ratio": by_likelihood_ratio}
@@ -91,7 +96,8 @@ MANY_EPOCHS: Final[Mapping[str, Any]] = {"training": {"local_epochs": 10, "weigh
 _TEXT: Final = """# Privacy levels: what they cost, what attacks find
 
 `python benchmarks/privacy.py --source {source}` on {date}, {cores} cores, {minutes:.0f} minutes.
-AI4I, three in-memory sites, IID, {targets} seeds and {shadows} shadows: mean ± standard deviation;
+AI4I, three in-memory sites, IID, {targets} seeds and {shadows} shadows more of the
+overfitted: mean ± half the 95 % interval (Student's t);
 inversion: median of {trials} trials of the relative error (1 is guessing the mean), and the share
 of rows found. Other rows of the table in place of the attack's: {guesses}. DP is (ε, 1e-5) for each
 training window, with the settings of `ai4i-private.yaml`, of which `privacy-tuning.json` has what
@@ -115,11 +121,13 @@ class Task(NamedTuple):
         setting: `ordinary` or `overfitted`.
         source: The table.
         seed: Decides division, splits, starting values and batches.
+        levels: What each level changes in the example experiment.
     """
 
     setting: str
     source: Path
     seed: int
+    levels: Mapping[str, Mapping[str, Any]]
 
 
 class Cell(NamedTuple):
@@ -140,9 +148,9 @@ def main() -> None:
     """Measure, print, write."""
     arguments = _arguments()
     results = measure(arguments.source, jobs=arguments.jobs, is_quick=arguments.quick)
+    write_json(arguments.json, results)
     text = report(results)
     print(text)
-    write_json(arguments.json, results)
     if arguments.markdown is not None:
         arguments.markdown.write_text(text, encoding="utf-8")
     if arguments.pictures is not None:
@@ -155,10 +163,11 @@ def measure(source: Path | None, *, jobs: int, is_quick: bool) -> dict[str, Any]
     Args:
         source: The AI4I 2020 CSV; None for data like it.
         jobs: Processes, of one thread each.
-        is_quick: With two targets and four shadows, and two trials of the inversion.
+        is_quick: With two rounds and one trial of the inversion.
     """
     begin = time.perf_counter()
-    targets, shadows = (2, 4) if is_quick else (TARGETS, SHADOWS)
+    changed = {level: merged(changes, QUICK if is_quick else {}) for level, changes in CHANGES.items()}
+    trials = 1 if is_quick else TRIALS
     with (
         tempfile.TemporaryDirectory(prefix="benchmark-") as folder,
         ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool,
@@ -171,13 +180,20 @@ def measure(source: Path | None, *, jobs: int, is_quick: bool) -> dict[str, Any]
         inversion = pool.submit(
             try_inversions,
             sources["ordinary"],
-            {level: changes for level, (_, changes) in LEVELS.items()},
+            CHANGES,
             secure=SECURE,
-            trials=2 if is_quick else TRIALS,
+            trials=trials,
         )
-        seeds = range(targets + shadows)
-        tasks = [Task(name, path, seed) for name, path in sources.items() for seed in seeds]
-        trained = list(zip(tasks, pool.map(_train, tasks), strict=True))
+        tasks = [
+            Task(name, path, seed, changed)
+            for name, path in sources.items()
+            for seed in range(TARGETS + SHADOWS[name])
+        ]
+        trained = []
+        for task, cells in zip(tasks, pool.map(_train, tasks), strict=True):
+            trained.append((task, cells))
+            reached = ", ".join(f"{level} {cell.pr_auc:.3f}" for level, cell in cells.items())
+            print(f"{task.setting}, seed {task.seed}: {reached}", flush=True)
         inverted = inversion.result()
     levels: dict[str, dict[str, Any]] = {}
     for level, (title, _) in LEVELS.items():
@@ -185,8 +201,8 @@ def measure(source: Path | None, *, jobs: int, is_quick: bool) -> dict[str, Any]
         for name in sources:
             cells = [cells[level] for task, cells in trained if task.setting == name]
             levels[level][name] = {
-                "pr_auc": [cell.pr_auc for cell in cells[:targets]],
-                **_membership(cells, targets),
+                "pr_auc": [cell.pr_auc for cell in cells[:TARGETS]],
+                **_membership(cells),
             }
     levels[SECURE] = {**levels["none"], "title": "secure aggregation"}
     for level, cases in inverted.items():
@@ -194,9 +210,9 @@ def measure(source: Path | None, *, jobs: int, is_quick: bool) -> dict[str, Any]
     return {
         "machine": machine(),
         "source": source.name if source else "generated",
-        "targets": targets,
-        "shadows": shadows,
-        "trials": 2 if is_quick else TRIALS,
+        "targets": TARGETS,
+        "shadows": SHADOWS["overfitted"],
+        "trials": trials,
         "minutes": (time.perf_counter() - begin) / 60,
         "levels": levels,
     }
@@ -227,11 +243,11 @@ def _train(task: Task) -> dict[str, Cell]:
             seed=task.seed,
         ) as federation,
     ):
-        return {level: _run(federation, level, task) for level in LEVELS}
+        return {level: _run(federation, level, task) for level in task.levels}
 
 
 def _run(federation: SampleFederation, level: str, task: Task) -> Cell:
-    changes = merged(LEVELS[level][1], {"seed": task.seed})
+    changes = merged(task.levels[level], {"seed": task.seed})
     if task.setting == "overfitted":
         changes = merged(changes, HALVES)
         if level in {"none", "basic"}:
@@ -259,16 +275,16 @@ def _confidence(last: Checkpoint, config: ExperimentConfig, features: FeatureRow
     return np.where(features.y == 1, odds, -odds)
 
 
-def _membership(cells: Sequence[Cell], targets: int) -> dict[str, Any]:
-    """Give what both attacks find: by target, and of all targets' scores together."""
+def _membership(cells: Sequence[Cell]) -> dict[str, Any]:
+    """Give what both attacks find, by target."""
     attacked = Attacked(
         confidence=np.stack([cell.confidence for cell in cells]),
         is_member=np.stack([cell.is_member for cell in cells]),
     )
     found: dict[str, Any] = {}
     for name, attack in ATTACKS.items():
-        scores = [attack(attacked, target) for target in range(targets)]
-        members = list(attacked.is_member[:targets])
+        scores = [attack(attacked, target) for target in range(TARGETS)]
+        members = list(attacked.is_member[:TARGETS])
         each = [success([s], [m]) for s, m in zip(scores, members, strict=True)]
         found[name] = {
             "auc": [one.auc for one in each],
@@ -326,7 +342,8 @@ def _error(case: Mapping[str, float]) -> str:
 
 
 def _interval(values: Sequence[float]) -> str:
-    return f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
+    half = t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
+    return f"{np.mean(values):.3f} ± {half:.3f}"
 
 
 def _arguments() -> argparse.Namespace:
