@@ -1,6 +1,6 @@
 """What each privacy level costs in learning, and what attacks find in spite of it.
 
-    python benchmarks/privacy.py [--source ai4i2020.csv] [--quick] [--jobs 2]
+    python benchmarks/privacy.py [--source ai4i2020.csv] [--quick] [--jobs 2] [--again FILE]
         [--json FILE] [--markdown FILE] [--pictures FOLDER]
 
 Utility: `ai4i-fedavg.yaml` without privacy and with `basic`, and `ai4i-private.yaml` at each ε;
@@ -14,6 +14,7 @@ sites' updates, which is all that the orchestrator learns; the protocol itself i
 """
 
 import argparse
+import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -115,6 +116,8 @@ DP they train as the others do.
 
 ![Utility, membership, inversion](privacy-attacks.png)
 
+Lines in the picture are standard deviations over seeds.
+
 ## What the attacks assume
 
 - *Loss* has the final model, the row and its label. *Ratio* has other models besides, trained in
@@ -176,7 +179,10 @@ class Cell(NamedTuple):
 def main() -> None:
     """Measure, print, write."""
     arguments = _arguments()
-    results = measure(arguments.source, jobs=arguments.jobs, is_quick=arguments.quick)
+    if arguments.again is None:
+        results = measure(arguments.source, jobs=arguments.jobs, is_quick=arguments.quick)
+    else:
+        results = json.loads(arguments.again.read_text(encoding="utf-8"))
     write_json(arguments.json, results)
     text = report(results)
     print(text)
@@ -382,6 +388,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--source", type=Path, help="the AI4I 2020 CSV; by default data like it")
     parser.add_argument("--quick", action="store_true", help="fewer models and trials")
     parser.add_argument("--jobs", type=int, default=2, help="processes, of one thread each")
+    parser.add_argument("--again", type=Path, metavar="FILE", help="write up what --json has kept")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything here")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables here")
     parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="draw here")
