@@ -28,7 +28,7 @@ from orchestrator.agreement import model_spec, split_settings
 from orchestrator.communication.memory import MemoryCommunication
 from orchestrator.configuration import ExperimentConfig
 from orchestrator.experiment import ExperimentOrchestrator
-from orchestrator.runs import RunStore
+from orchestrator.runs import Checkpoint, RunStore
 from orchestrator.schedule import LocalTraining
 from orchestrator.testbed.presets import AI4I_EXPERIMENT, AI4I_SCHEMA
 from orchestrator.testbed.samples import load_table, write_samples
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
     from typing import Self
+
+    import numpy.typing as npt
 
     from core.enums import DataDistribution
     from core.messages import Preprocessing, ScoreCounts
@@ -130,12 +132,28 @@ class SampleFederation:
             handlers = {site_id: through(handler) for site_id, handler in handlers.items()}
         return MemoryCommunication(handlers)
 
-    def count_parameters(self, name: str) -> int:
-        """Give how many numbers the model of a run has."""
+    def last(self, name: str) -> Checkpoint:
+        """Give a run's parameters after its last round, with the preprocessing."""
         checkpoint = self._store.load_checkpoint(name)
         if checkpoint is None:
             raise ValueError(f"{name}: has no checkpoint")
-        return count(checkpoint.parameters.values())
+        return checkpoint
+
+    def count_parameters(self, name: str) -> int:
+        """Give how many numbers the model of a run has."""
+        return count(self.last(name).parameters.values())
+
+    def parts(self, config: ExperimentConfig) -> list[Parts]:
+        """Give how each site divides its windows."""
+        return [self._parts(site, config) for site in self._sites.values()]
+
+    def trained_on(self, config: ExperimentConfig) -> npt.NDArray[np.int64]:
+        """Give the number (`UDI`) of every row that is in a site's training part."""
+        numbers = []
+        for site, parts in zip(self._sites.values(), self.parts(config), strict=True):
+            table = pd.read_parquet(site.registry.find(config.dataset).file)
+            numbers.append(np.sort(table["UDI"].to_numpy())[parts.train.starts])
+        return np.concatenate(numbers).astype(np.int64)
 
     def train_centrally(self, config: ExperimentConfig) -> dict[str, dict[str, float]]:
         """Fit one model on all training rows for as many epochs at the same rates; its metrics.
@@ -143,7 +161,7 @@ class SampleFederation:
         Returns:
             `global` (on all test parts together) and `validation`, as a round's record has them.
         """
-        parts = [self._parts(site, config) for site in self._sites.values()]
+        parts = self.parts(config)
         preprocessing = _over_all_rows(parts)
         data = Tensors.of(*_tensors([part.train for part in parts], preprocessing))
         model = build_model(
@@ -183,6 +201,7 @@ class SampleFederation:
                 "operator": {"email": "operator@benchmark.example.com", "password": "in memory"},
                 "policy": [{"name": "all", "decision": "approve", "researcher": RESEARCHER}],
                 "release": {"minimum_count": 1},
+                "budget": {"epsilon": 1000.0, "delta": 1e-3},
             }
         )
         self._opened.callback(site.close)

@@ -161,10 +161,11 @@ def test_the_ends_of_each_range_can_be_built(name: str) -> None:
     assert bool(torch.isfinite(model(torch.ones(2, 4, 3))).all())
 
 
-def test_the_encoding_says_how_far_a_number_came_through_each_bin() -> None:
-    """Of bins from -3 to -1, 1 and 3, 0.5 fills the first and three quarters of the next."""
-    found = Encoding(3)(torch.tensor([[[0.5, -7.0]]]))
-    assert found[0, 0].tolist() == [0.5, -7.0, 1.0, 0.75, 0.0, 0.0, 0.0, 0.0]
+def test_the_encoding_says_how_far_a_number_came_from_0_through_each_bin() -> None:
+    """Of bins from -3 to -1, 1 and 3, 0.5 fills a quarter of the second; -7 empties up to 0."""
+    found = Encoding(3)(torch.tensor([[[0.5, -7.0, 0.0]]]))
+    first, second, at_0 = [0.0, 0.25, 0.0], [-1.0, -0.5, 0.0], [0.0, 0.0, 0.0]
+    assert found[0, 0].tolist() == [0.5, -7.0, 0.0, *first, *second, *at_0]
 
 
 def test_without_bins_a_number_is_left_alone() -> None:
