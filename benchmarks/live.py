@@ -122,6 +122,7 @@ def _size(channels: int, blocks: int) -> Size:
             blocks=blocks,
             reach=CNN.OPTIONS["reach"].default,
             bins=0,
+            centred=0,
         )
     return Size(channels=channels, blocks=blocks, parameters=count(model.parameters()))
 

@@ -9,41 +9,48 @@ from core.models.base import Option
 BINS = Option(default=32, minimum=0, maximum=256)
 """Bins of the `Encoding`, an option of every architecture here."""
 
+CENTRED = Option(default=0, minimum=0, maximum=1)
+"""Whether the `Encoding` counts from 0, likewise."""
+
 _SPAN = 6.0
 """The encoding's bins divide -3 to 3 deviations."""
 
 
 class Encoding(nn.Module):
-    """Give each number x beside how far it has come from 0 through each of `bins` equal bins.
+    """Give each number x beside how far it has come through each of `bins` equal bins.
 
-        e_j(x) = c_j(x) - c_j(0),  c_j(x) = clip((x - t_j) / (t_{j+1} - t_j), 0, 1),
-        t from -3 to 3 deviations
+        e_j(x) = clip((x - t_j) / (t_{j+1} - t_j), 0, 1),  t from -3 to 3 deviations
 
     `(batch, window, sensors)` to `(batch, window, sensors (1 + bins))`. Failures begin at limits
     (so many kelvin, so many watts); a layer after this one sets a limit with one weight, where it
-    had to bend a line before. What is usual lies near 0, and so are its inputs, by whose length a
-    window's gradient is shortened and noise reaches the logits under differential privacy. Nothing
-    here is learned, nor taken from data. With 0 bins x is unchanged.
+    had to bend a line before. Nothing here is learned, nor taken from data. With 0 bins x is
+    unchanged.
+
+    Centred, e_j(0) is taken from e_j(x): what is usual lies near 0, and so are its inputs, by whose
+    length a window's gradient is shortened under differential privacy.
 
     Source: Gorishniy, Rubachev & Babenko, NeurIPS 2022, https://arxiv.org/abs/2203.05556, section
-    3.2, with bins of equal width instead of quantiles, which would have to be agreed on, and
-    counted from the middle.
+    3.2, with bins of equal width instead of quantiles, which would have to be agreed on.
 
     Args:
         bins: How many, for each sensor.
+        centred: 1 to count from 0, 0 to count from the lowest bin.
     """
 
-    def __init__(self, bins: int) -> None:
+    def __init__(self, bins: int, centred: int = 0) -> None:
         super().__init__()
         self.bins = bins
+        self.centred = centred
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map `(batch, window, sensors)` to `(batch, window, sensors (1 + bins))`."""
         if self.bins == 0:
             return x
-        edges = torch.arange(self.bins, dtype=x.dtype, device=x.device) - self.bins / 2
-        place = x.unsqueeze(-1) * (self.bins / _SPAN)
-        come = (place - edges).clamp(0.0, 1.0) - (-edges).clamp(0.0, 1.0)
+        place = x.unsqueeze(-1) * (self.bins / _SPAN) + self.bins / 2
+        edges = torch.arange(self.bins, dtype=x.dtype, device=x.device)
+        come = (place - edges).clamp(0.0, 1.0)
+        if self.centred:
+            come = come - (self.bins / 2 - edges).clamp(0.0, 1.0)
         return torch.cat([x, come.flatten(-2)], dim=-1)
 
 

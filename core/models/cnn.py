@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from core.models.base import Option, TorchModel
-from core.models.blocks import BINS, Encoding, ResidualConvolution, StepConvolution
+from core.models.blocks import BINS, CENTRED, Encoding, ResidualConvolution, StepConvolution
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,6 +30,7 @@ class CNN(TorchModel):
         blocks: Residual blocks.
         reach: Steps that each convolution sees to either side of its own.
         bins: Bins of each sensor's encoding; see `Encoding`.
+        centred: 1 when they are counted from 0 deviations.
     """
 
     OPTIONS: ClassVar[Mapping[str, Option]] = {
@@ -37,6 +38,7 @@ class CNN(TorchModel):
         "blocks": Option(default=2, minimum=1, maximum=32),
         "reach": Option(default=1, minimum=0, maximum=32),
         "bins": BINS,
+        "centred": CENTRED,
     }
 
     def __init__(
@@ -49,10 +51,11 @@ class CNN(TorchModel):
         blocks: int,
         reach: int,
         bins: int,
+        centred: int,
     ) -> None:
         super().__init__()
         reach = min(reach, window_steps - 1)
-        self.encoding = Encoding(bins)
+        self.encoding = Encoding(bins, centred)
         self.stem = StepConvolution(sensors * (1 + bins), channels, reach)
         self.blocks = nn.Sequential(*(ResidualConvolution(channels, reach) for _ in range(blocks)))
         self.head = nn.Linear(2 * channels, classes)

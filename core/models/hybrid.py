@@ -11,6 +11,7 @@ from torch.nn import functional
 from core.models.base import Option, TorchModel
 from core.models.blocks import (
     BINS,
+    CENTRED,
     Encoding,
     Recurrence,
     ResidualConvolution,
@@ -40,6 +41,7 @@ class Hybrid(TorchModel):
         reach: Steps that each convolution sees to either side of its own.
         hidden: Features of the recurrence's state.
         bins: Bins of each sensor's encoding; see `Encoding`.
+        centred: 1 when they are counted from 0 deviations.
 
     Source: Hochreiter & Schmidhuber, Neural Computation 9(8), 1997, for the recurrence.
     """
@@ -50,6 +52,7 @@ class Hybrid(TorchModel):
         "reach": Option(default=1, minimum=0, maximum=32),
         "hidden": Option(default=64, minimum=2, maximum=1024),
         "bins": BINS,
+        "centred": CENTRED,
     }
 
     def __init__(
@@ -63,10 +66,11 @@ class Hybrid(TorchModel):
         reach: int,
         hidden: int,
         bins: int,
+        centred: int,
     ) -> None:
         super().__init__()
         reach = min(reach, window_steps - 1)
-        self.encoding = Encoding(bins)
+        self.encoding = Encoding(bins, centred)
         self.stem = StepConvolution(sensors * (1 + bins), channels, reach)
         self.blocks = nn.Sequential(*(ResidualConvolution(channels, reach) for _ in range(blocks)))
         self.norm = StepNorm(channels)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from core.models.base import Option, TorchModel
-from core.models.blocks import BINS, Encoding, Recurrence, open_forget_gates
+from core.models.blocks import BINS, CENTRED, Encoding, Recurrence, open_forget_gates
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,6 +43,7 @@ class LSTM(TorchModel):
         hidden: Features of one step inside the network, and of each layer's state.
         layers: LSTM layers.
         bins: Bins of each sensor's encoding; see `Encoding`.
+        centred: 1 when they are counted from 0 deviations.
 
     Source: Hochreiter & Schmidhuber, Neural Computation 9(8), 1997; see `Recurrence`.
     """
@@ -51,13 +52,22 @@ class LSTM(TorchModel):
         "hidden": Option(default=64, minimum=2, maximum=1024),
         "layers": Option(default=2, minimum=1, maximum=8),
         "bins": BINS,
+        "centred": CENTRED,
     }
 
     def __init__(
-        self, *, sensors: int, window_steps: int, classes: int, hidden: int, layers: int, bins: int
+        self,
+        *,
+        sensors: int,
+        window_steps: int,
+        classes: int,
+        hidden: int,
+        layers: int,
+        bins: int,
+        centred: int,
     ) -> None:
         super().__init__()
-        self.encoding = Encoding(bins)
+        self.encoding = Encoding(bins, centred)
         self.stem = nn.Linear(sensors * (1 + bins), hidden)
         self.layers = nn.Sequential(*(_Layer(hidden, window_steps) for _ in range(layers)))
         self.head = nn.Linear(2 * hidden, classes)

@@ -64,7 +64,7 @@ def test_every_mistake_of_a_spec_is_reported_at_once() -> None:
         "sensors is 0, expected at least 1",
         "window_steps is 0, expected at least 1",
         "classes is 1, expected at least 2",
-        "unknown option 'chanels'; options: bins, blocks, channels, reach",
+        "unknown option 'chanels'; options: bins, blocks, centred, channels, reach",
         "option 'blocks' is 0, expected a whole number from 1 to 32",
         "option 'channels' is 4096, expected a whole number from 2 to 1024",
     ):
@@ -155,15 +155,21 @@ def test_the_ends_of_each_range_can_be_built(name: str) -> None:
     for option, bounds in MODELS[name].OPTIONS.items():
         small = layout(name, sensors=3, window_steps=40, **{option: bounds.minimum})
         large = layout(name, sensors=3, window_steps=40, **{option: bounds.maximum})
-        assert small != large
+        assert (small != large) == (option != "centred")  # which is no size
     smallest = {option: bounds.minimum for option, bounds in MODELS[name].OPTIONS.items()}
     model = build_model({"type": name, "options": smallest}, sensors=3, window_steps=4)
     assert bool(torch.isfinite(model(torch.ones(2, 4, 3))).all())
 
 
-def test_the_encoding_says_how_far_a_number_came_from_0_through_each_bin() -> None:
+def test_the_encoding_says_how_far_a_number_came_through_each_bin() -> None:
+    """Of bins from -3 to -1, 1 and 3, 0.5 fills the first and three quarters of the next."""
+    found = Encoding(3)(torch.tensor([[[0.5, -7.0]]]))
+    assert found[0, 0].tolist() == [0.5, -7.0, 1.0, 0.75, 0.0, 0.0, 0.0, 0.0]
+
+
+def test_the_centred_encoding_says_how_far_a_number_came_from_0() -> None:
     """Of bins from -3 to -1, 1 and 3, 0.5 fills a quarter of the second; -7 empties up to 0."""
-    found = Encoding(3)(torch.tensor([[[0.5, -7.0, 0.0]]]))
+    found = Encoding(3, centred=1)(torch.tensor([[[0.5, -7.0, 0.0]]]))
     first, second, at_0 = [0.0, 0.25, 0.0], [-1.0, -0.5, 0.0], [0.0, 0.0, 0.0]
     assert found[0, 0].tolist() == [0.5, -7.0, 0.0, *first, *second, *at_0]
 
@@ -340,6 +346,7 @@ def test_models_are_described_for_people() -> None:
         "hidden": (64, 2, 1024),
         "layers": (2, 1, 8),
         "bins": (32, 0, 256),
+        "centred": (0, 0, 1),
     }
     assert sorted(described) == available_models()
 
