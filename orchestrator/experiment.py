@@ -105,11 +105,11 @@ class ExperimentOrchestrator(OrchestratorInterface):
         return self._store.results(experiment_id)
 
     def _run(self, run_id: str, config: ExperimentConfig) -> None:
-        saved = self._store.load_checkpoint(run_id)
-        stopper = _stopper(config, self._store.rounds(run_id), saved)
-        if saved is not None and _is_over(saved.next_round, stopper, config):
+        saved, rounds = self._store.load_checkpoint(run_id), self._store.rounds(run_id)
+        kept = _Kept(checkpoint=saved, rounds=rounds, stopper=_stopper(config, rounds, saved))
+        if saved is not None and _is_over(saved.next_round, kept.stopper, config):
             self._store.move(run_id, ExperimentStatus.RUNNING, rounds_done=saved.next_round)
-            self._finish(run_id, config, saved, stopper)  # it died when only this was left to do
+            self._finish(run_id, config, saved, kept.stopper)  # all that was left when it died
             return
         addresses = config.addresses()
         chosen = config.participation.choose(addresses)
@@ -123,7 +123,7 @@ class ExperimentOrchestrator(OrchestratorInterface):
         ]
         fleet.keeper.start()
         try:
-            self._run_rounds(run_id, config, fleet, chosen)
+            self._run_rounds(run_id, config, fleet, chosen, kept)
         finally:
             self._halt.is_in_round = False
             fleet.close()
@@ -133,15 +133,19 @@ class ExperimentOrchestrator(OrchestratorInterface):
             self._halt.at_once()
 
     def _run_rounds(
-        self, run_id: str, config: ExperimentConfig, fleet: Fleet, chosen: tuple[str, ...]
+        self,
+        run_id: str,
+        config: ExperimentConfig,
+        fleet: Fleet,
+        chosen: tuple[str, ...],
+        kept: "_Kept",
     ) -> None:
-        saved = self._store.load_checkpoint(run_id)
+        saved = kept.checkpoint
         waiting = Waiting(
             fleet=fleet,
             limit_s=config.limits.sites_s,
             tell=lambda away, limit_s: self._observer.away(run_id, away, limit_s),
         )
-        rounds = self._store.rounds(run_id)
         preparation = Preparation(
             run_id=run_id,
             config=config,
@@ -152,7 +156,7 @@ class ExperimentOrchestrator(OrchestratorInterface):
         )
         joining, model = preparation.agree()
         agreement = joining.agreement
-        ledger = preparation.account(joining, rounds)
+        ledger = preparation.account(joining, kept.rounds)
         algorithm = build_algorithm(
             config.algorithm,
             model.get_parameters() if saved is None else saved.parameters,
@@ -185,7 +189,7 @@ class ExperimentOrchestrator(OrchestratorInterface):
             next_round=saved.next_round if saved else 0,
             algorithm=algorithm,
             context=context,
-            stopper=_stopper(config, rounds, saved),
+            stopper=kept.stopper,
             best=saved.best if saved else {},
             ledger=ledger,
         )
@@ -247,6 +251,15 @@ class ExperimentOrchestrator(OrchestratorInterface):
         self._store.move(run_id, status, message=message)
         if status is not ExperimentStatus.RUNNING:
             self._observer.finished(run_id, status, message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Kept:
+    """What the disk has of a run when it begins or goes on."""
+
+    checkpoint: Checkpoint | None
+    rounds: Sequence[Mapping[str, Any]]
+    stopper: Stopper
 
 
 @dataclass(slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from core.commands import Debug, configure_logging, echo_json, echo_line, echo_t
 from core.commands import run as run_app
 from orchestrator.cli import certificates, testbed
 from orchestrator.cli.audit import audit
+from orchestrator.cli.results import ORPHANED, echo_results, first_line
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -33,7 +34,6 @@ RunsFolder = Annotated[
 ]
 RunId = Annotated[str, typer.Argument(help="The run's id.", show_default=False)]
 _RUNS = Path("runs")
-_ORPHANED = "orphaned: its process is gone; to go on: orchestrator resume"
 
 
 @app.callback()
@@ -69,7 +69,7 @@ def run(
     config = load_experiment(experiment)
     store = RunStore(config.runs)
     name = run_id or new_run_id(config.name)
-    if not (resumes and run_id and store.has(run_id)):
+    if not (resumes and store.has(name)):
         store.create(name, config)
     elif store.config(name) != config:
         raise ConfigurationError(
@@ -143,7 +143,7 @@ def list_(runs: RunsFolder = _RUNS, as_json: AsJson = False) -> None:
                 row.status,
                 f"{row.rounds_done}/{row.rounds}",
                 row.updated_at[:19],
-                _ORPHANED if row.run_id in orphaned else (row.message.splitlines() or [""])[0][:60],
+                ORPHANED if row.run_id in orphaned else first_line(row.message)[:60],
             )
             for row in rows
         ],
@@ -173,7 +173,7 @@ def show(
     if as_json:
         echo_json(results)
     else:
-        _echo_results(results)
+        echo_results(results)
 
 
 @app.command()
@@ -337,7 +337,7 @@ def _run(store: "RunStore", run_id: str, *, as_json: bool) -> None:
     if as_json:
         echo_line({"event": "results", **results})
     else:
-        _echo_results(results)
+        echo_results(results)
 
 
 def _transport(store: "RunStore", run_id: str) -> "AbstractContextManager[CommunicationFactory]":
@@ -357,45 +357,6 @@ def _store(runs: Path) -> "RunStore":
     from orchestrator.runs import RunStore
 
     return RunStore(runs)
-
-
-def _echo_results(results: dict[str, Any]) -> None:
-    from orchestrator.drift import DriftWarnings
-    from orchestrator.privacy import LEVELS_IN_WORDS
-    from orchestrator.private_runs import spent_in_words
-    from orchestrator.report import metrics_table
-
-    typer.echo(
-        f"run {results['experiment_id']}: {results['status']}, "
-        f"{len(results['rounds'])} of {results['rounds_planned']} rounds; in {results['folder']}"
-    )
-    if results["orphaned"]:
-        typer.echo(f"  {_ORPHANED} {results['experiment_id']}")
-    if results["message"]:
-        typer.echo(f"  {results['message']}")
-    if "privacy_level" in results:
-        typer.echo(f"privacy level: {LEVELS_IN_WORDS[results['privacy_level']]}")
-    drifts = DriftWarnings()
-    for record in results["rounds"]:
-        for line in drifts.of(record):
-            typer.echo(f"  {line}")
-    for line in spent_in_words(results["rounds"]):
-        typer.echo(line)
-    evaluated = [record for record in results["rounds"] if "global" in record]
-    if evaluated:
-        header, rows = metrics_table(evaluated[-1])
-        typer.echo(f"global model after round {evaluated[-1]['round_num']}:")
-        echo_table(header, rows, empty="")
-    are_well = all(at["status"] == "ONLINE" for at in results["sites"].values())
-    if results["sites"] and not (results["status"] == "COMPLETED" and are_well):
-        echo_table(
-            ("site", "status", "since", "message"),
-            [
-                (name, at["status"], at["since"][:19], (at["message"].splitlines() or [""])[0])
-                for name, at in results["sites"].items()
-            ],
-            empty="",
-        )
 
 
 def main() -> NoReturn:

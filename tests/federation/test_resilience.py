@@ -57,6 +57,11 @@ class Line:
         self.asked.append(message["kind"])
         return self._handler(request, email)
 
+    def mend(self) -> None:
+        """Have everything pass from now on."""
+        self.on.clear()
+        self.is_cut = False
+
 
 @pytest.fixture
 def lines(federation: Federation) -> dict[str, Line]:
@@ -171,11 +176,7 @@ def test_a_run_below_its_minimum_waits_says_for_whom_and_goes_on(
     line = lines["factory-3"]
     line.on["train"] = lambda message: setattr(line, "is_cut", message["round_num"] == 1)
 
-    def mend() -> None:
-        line.on.clear()
-        line.is_cut = False
-
-    observer = At(away=mend)
+    observer = At(away=line.mend)
     limits = {"attempts": 1, "sites_s": PATIENCE_S}
     results = start(federation, lines, observer, limits=limits).run_experiment("one")
     assert observer.waited_for == [{"factory-3": "factory-3: connection refused"}]
@@ -192,11 +193,7 @@ def test_whatever_is_asked_is_waited_for(
     line = lines["factory-1"]
     line.on[kind] = lambda _message: setattr(line, "is_cut", True)
 
-    def mend() -> None:
-        line.on.clear()
-        line.is_cut = False
-
-    observer = At(away=mend)
+    observer = At(away=line.mend)
     limits = {"attempts": 1, "sites_s": PATIENCE_S}
     results = start(federation, lines, observer, limits=limits).run_experiment("one")
     assert (results["status"], len(observer.waited_for)) == ("COMPLETED", 1)

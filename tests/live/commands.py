@@ -44,6 +44,16 @@ def orchestrator(*arguments: str | Path) -> Ended:
     return Ended(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
 
 
+def write_only_site(testbed: Testbed, site_id: str, folder: Path) -> Path:
+    """Write a sites file of one site of the testbed."""
+    federation = yaml.safe_load(testbed.sites_file.read_text(encoding="utf-8"))
+    (site,) = (each for each in federation["sites"] if each["site_id"] == site_id)
+    site["password_file"] = str(testbed.folder / site["password_file"])
+    path = folder / "sites.yaml"
+    path.write_text(yaml.safe_dump({"sites": [site]}), encoding="utf-8")
+    return path
+
+
 def start_orchestrator(*arguments: str | Path) -> subprocess.Popen[str]:
     """Start `orchestrator`; its output can be read line by line."""
     return subprocess.Popen(

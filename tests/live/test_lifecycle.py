@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from commands import orchestrator, results, start_orchestrator, write_experiment
+from commands import orchestrator, results, start_orchestrator, write_experiment, write_only_site
 from federations import Federation
 from site_process import wait_until
 
@@ -32,16 +31,6 @@ def log(testbed: Testbed) -> list[dict[str, Any]]:
         run_datasite("audit", "show", "--last", "20", "--json", "--config", config)
     )
     return rows
-
-
-def only_site(testbed: Testbed, folder: Path) -> Path:
-    """Write a sites file of one site."""
-    federation = yaml.safe_load(testbed.sites_file.read_text(encoding="utf-8"))
-    (site,) = (each for each in federation["sites"] if each["site_id"] == SITE)
-    site["password_file"] = str(testbed.folder / site["password_file"])
-    path = folder / "sites.yaml"
-    path.write_text(yaml.safe_dump({"sites": [site]}), encoding="utf-8")
-    return path
 
 
 def until(run: subprocess.Popen[str], event: str, **facts: object) -> None:
@@ -115,7 +104,7 @@ def test_a_run_that_is_stopped_at_once_stops_its_sites_within_a_second(
     testbed: Testbed, tmp_path: Path, stop: Callable[[subprocess.Popen[str], Path], None]
 ) -> None:
     """In the middle of training without end; the run is CANCELLED."""
-    sites = str(only_site(testbed, tmp_path))
+    sites = str(write_only_site(testbed, SITE, tmp_path))
     experiment = write_experiment(tmp_path, testbed, sites=sites, training=ENDLESS)
     run = start_orchestrator("run", experiment, "--run-id", "endless", "--json")
     door = OperatorDoor(site_id=SITE, state=testbed.folder / SITE / "state")

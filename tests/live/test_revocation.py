@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from commands import orchestrator, start_orchestrator, write_experiment
+from commands import orchestrator, start_orchestrator, write_experiment, write_only_site
 from site_process import wait_until
 
 from datasite.operator_door import OperatorDoor
@@ -31,22 +30,12 @@ def log(testbed: Testbed, *arguments: str) -> list[dict[str, Any]]:
     return rows
 
 
-def only_site(testbed: Testbed, folder: Path) -> Path:
-    """Write a sites file of one site."""
-    federation = yaml.safe_load(testbed.sites_file.read_text(encoding="utf-8"))
-    (site,) = (each for each in federation["sites"] if each["site_id"] == SITE)
-    site["password_file"] = str(testbed.folder / site["password_file"])
-    path = folder / "sites.yaml"
-    path.write_text(yaml.safe_dump({"sites": [site]}), encoding="utf-8")
-    return path
-
-
 @pytest.mark.parametrize("channel", ["session", "signed"])
 def test_revoking_during_a_round_ends_it_at_once(
     testbed: Testbed, tmp_path: Path, channel: str
 ) -> None:
     """The run fails and says why, the work stops within a second, and the site works on."""
-    sites = str(only_site(testbed, tmp_path))
+    sites = str(write_only_site(testbed, SITE, tmp_path))
     endless = {"local_epochs": 1_000_000, "batch_size": 64, "learning_rate": 0.05}
     experiment = write_experiment(tmp_path, testbed, sites=sites, training=endless, channel=channel)
     run_id = f"endless-{channel}"
