@@ -20,7 +20,7 @@ from measuring import spread
 
 from core.configuration import parse, read_yaml
 from core.enums import DataDistribution
-from core.models import TorchModel, build_model
+from core.models import build_model
 from core.models.cnn import CNN
 from core.parameters import count
 from core.schema import DataSchema
@@ -39,6 +39,7 @@ from orchestrator.configuration import ExperimentConfig
 from orchestrator.experiment import new_run_id
 from orchestrator.federation import load_federation
 from orchestrator.fleet import Fleet
+from orchestrator.global_model import GlobalModel
 from orchestrator.metrics import MetricsCollector
 from orchestrator.privacy import SecureAggregation, secure_settings
 from orchestrator.round import evaluate_at_sites, run_round
@@ -273,7 +274,7 @@ class Prepared:
 
     context: RoundContext
     algorithm: Algorithm
-    model: TorchModel
+    model: GlobalModel
 
     def run(self, rounds: int, *, is_evaluated: bool) -> list[dict[str, Any]]:
         """Run the rounds and give their records."""
@@ -311,7 +312,7 @@ def prepare(
         ),
         num_sites=len(fleet.site_ids),
     )
-    model.hold(algorithm.broadcast())
+    held = GlobalModel(model, algorithm.broadcast())
     spec = kind.spec(config.algorithm)
     run_id, secure = new_run_id("benchmark"), None
     if isinstance(config.privacy, SecureAggregation):
@@ -341,7 +342,7 @@ def prepare(
         waiting=Waiting(fleet=fleet, limit_s=0.0, tell=lambda _away, _limit_s: None),
         secure=secure and SecureSum(run_id=run_id, settings=secure),
     )
-    return Prepared(context=context, algorithm=algorithm, model=model)
+    return Prepared(context=context, algorithm=algorithm, model=held)
 
 
 def site_processes(testbed: Testbed) -> dict[str, list[int]]:

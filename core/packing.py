@@ -6,7 +6,7 @@ of each by its name, which starts with a message's field: `parameters/stem.weigh
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -16,12 +16,14 @@ from blake3 import blake3
 from core.arena import Buffer
 from core.limits import MAX_MESSAGE_BYTES
 from core.messages import Parameters
-from core.parameters import Laid, Shapes
+from core.parameters import Laid, Shapes, laid
 
 ALIGNMENT: Final = 8
 """Where bytes begin at a multiple of it, a tensor of any dtype can lie in them."""
 
 ENTRY_KEYS: Final = frozenset({"dtype", "shape", "data_offsets"})
+_BLOCK_BYTES: Final = 1 << 18
+
 PARAMETERS: Final = "parameters"
 TENSOR_FIELDS: Final = (PARAMETERS, "control")
 
@@ -56,8 +58,8 @@ def content_hash(*parts: Buffer) -> bytes:
 
 def pack(
     fields: Mapping[str, Parameters], allocate: Allocate = bytearray
-) -> tuple[Entries, Buffer, bytes]:
-    """Give how the tensors lie, their bytes, and the hash of these.
+) -> tuple[str, Buffer, bytes]:
+    """Give how the tensors lie, as a head says it, their bytes, and the hash of these.
 
     They are hashed while they are in the processor's cache.
 
@@ -68,6 +70,10 @@ def pack(
     Raises:
         ValueError: A tensor cannot travel.
     """
+    lying = laid(fields.get(PARAMETERS, {})) if len(fields) == 1 else None
+    if lying is not None and travels(lying):
+        body = allocate(lying.flat.nbytes)
+        return text_of(lying.shapes, lying.flat.dtype), body, _copied(as_bytes(lying.flat), body)
     tensors = {f"{field}/{name}": t for field, found in fields.items() for name, t in found.items()}
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
     entries: dict[str, Any] = {}
@@ -78,39 +84,128 @@ def pack(
         entries[name] = _described(plain.dtype, plain.shape, begin)
         end = begin + plain.nbytes
         if end > begin:
-            memory = plain.reshape(-1).view(torch.uint8).numpy().data
+            memory = as_bytes(plain)
             view[begin:end] = memory
             hasher.update(memory)
         begin = end
-    return entries, body, hasher.digest()
+    return _as_text(entries), body, hasher.digest()
 
 
-def unpack(entries: Entries, body: Buffer) -> dict[str, Parameters]:
-    """Give the tensors of `body`, in its memory, by the field that each one's name starts with.
+def travels(lying: Laid) -> bool:
+    """Tell whether the parameters lie as `pack` would lay them."""
+    flat = lying.flat
+    is_dense = flat.device.type == "cpu" and flat.is_contiguous() and not flat.is_neg()
+    return is_dense and flat.dtype in _DTYPE_NAMES and _is_ordered(lying.shapes)
+
+
+def as_bytes(tensor: torch.Tensor) -> memoryview:
+    """Give the bytes of a tensor that is contiguous, in its memory."""
+    memory: memoryview = tensor.detach().reshape(-1).view(torch.uint8).numpy().data
+    return memory
+
+
+def _copied(memory: memoryview, body: Buffer) -> bytes:
+    """Copy `memory` into `body` and give its hash, in blocks that stay in the cache."""
+    view, hasher = memoryview(body), blake3()
+    for begin in range(0, len(memory), _BLOCK_BYTES):
+        block = memory[begin : begin + _BLOCK_BYTES]
+        view[begin : begin + len(block)] = block
+        hasher.update(block)
+    return hasher.digest()
+
+
+class Division:
+    """How a body divides into tensors; what it says is checked when the first is divided by it.
+
+    Args:
+        entries: As a head describes the tensors; who made it has looked at the keys.
+
+    Attributes:
+        entries: Likewise; not to be changed.
+    """
+
+    def __init__(self, entries: Entries) -> None:
+        self.entries = entries
+        self._parts: Mapping[str, _Part] | None = None
+        self._size_bytes = 0
+
+    def unpack(self, body: Buffer) -> dict[str, Parameters]:
+        """Give the tensors of `body`, in its memory, by the field each one's name starts with.
+
+        Raises:
+            ValueError: They do not fill it exactly, one after the other, or a name starts with
+                none.
+        """
+        parts = self._checked()
+        if self._size_bytes != len(body):
+            message = f"its body has {len(body)} bytes, and its tensors {self._size_bytes}"
+            raise ValueError(message)
+        memory = _as_tensor(body)
+        return {field: part.of(memory) for field, part in parts.items()}
+
+    def _checked(self) -> "Mapping[str, _Part]":
+        if self._parts is None:
+            fields: dict[str, list[_Entry]] = {}
+            end = 0
+            for full_name, entry in sorted(
+                self.entries.items(), key=lambda item: _whole(item[1]["data_offsets"])
+            ):
+                dtype, shape, begin = _DTYPES[entry["dtype"]], _whole(entry["shape"]), end
+                end += math.prod(shape) * dtype.itemsize
+                field, _, name = full_name.partition("/")
+                if entry["data_offsets"] != [begin, end] or field not in TENSOR_FIELDS:
+                    message = (
+                        f"the tensor {full_name!r} is not where it must be, or belongs to no field"
+                    )
+                    raise ValueError(message)
+                described = _Entry(name, dtype, torch.Size(shape), begin, end)
+                fields.setdefault(field, []).append(described)
+            self._size_bytes = end
+            self._parts = {field: _Part(found) for field, found in fields.items()}
+        return self._parts
+
+
+@lru_cache(maxsize=16)
+def divided(said: str) -> Division:
+    """Read what a head says of the tensors, as `pack` has it; the same text is read once.
 
     Raises:
-        ValueError: They do not fill it exactly, one after the other, or a name starts with none.
+        ValueError: It is no such text.
     """
-    memory = _as_tensor(body)
-    fields: dict[str, list[_Entry]] = {}
-    end = 0
-    for full_name, entry in sorted(
-        entries.items(), key=lambda item: _whole(item[1]["data_offsets"])
-    ):
-        dtype, shape, begin = _DTYPES[entry["dtype"]], _whole(entry["shape"]), end
-        end += math.prod(shape) * dtype.itemsize
-        field, _, name = full_name.partition("/")
-        if entry["data_offsets"] != [begin, end] or end > len(memory) or field not in TENSOR_FIELDS:
-            message = f"the tensor {full_name!r} is not where it must be, or belongs to no field"
-            raise ValueError(message)
-        fields.setdefault(field, []).append(_Entry(name, dtype, torch.Size(shape), begin, end))
-    if end != len(memory):
-        message = f"its body has {len(memory)} bytes, and its tensors {end}"
+    if said and not said.startswith(","):
+        message = "no entries of a JSON object"
         raise ValueError(message)
-    return {field: _lying(memory, found) for field, found in fields.items()}
+    return division(json.loads(f"{{{said[1:]}}}", object_pairs_hook=once_each))
 
 
-def as_text(entries: Entries) -> str:
+def division(entries: object) -> Division:
+    """Give the division that these entries of a header describe.
+
+    Raises:
+        ValueError: One has other keys than it must have: a header is no place to hide in.
+    """
+    if not isinstance(entries, dict) or any(
+        not isinstance(entry, dict) or entry.keys() != ENTRY_KEYS for entry in entries.values()
+    ):
+        message = "unknown keys"
+        raise ValueError(message)
+    return Division(entries)
+
+
+def once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Give the object of these pairs; of a name that comes twice each reader takes another.
+
+    Raises:
+        ValueError: One does.
+    """
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        message = "a name comes twice"
+        raise ValueError(message)
+    return found
+
+
+def _as_text(entries: Entries) -> str:
     """Give the entries as they follow others in a JSON object."""
     return "".join(
         f", {json.dumps(name, ensure_ascii=False)}: {json.dumps(entry)}"
@@ -119,14 +214,20 @@ def as_text(entries: Entries) -> str:
 
 
 @lru_cache(maxsize=8)
+def _is_ordered(shapes: Shapes) -> bool:
+    names = [name for name, _ in shapes]
+    return names == sorted(names)
+
+
+@lru_cache(maxsize=8)
 def text_of(shapes: Shapes, dtype: torch.dtype) -> str:
-    """Give the entries, as `as_text` does, of parameters that lie one after the other."""
+    """Give the entries, as a head says them, of parameters that lie one after the other."""
     entries: dict[str, Any] = {}
     begin = 0
     for name, shape in shapes:
         entries[f"{PARAMETERS}/{name}"] = _described(dtype, shape, begin)
         begin += shape.numel() * dtype.itemsize
-    return as_text(entries)
+    return _as_text(entries)
 
 
 def _described(dtype: torch.dtype, shape: torch.Size, begin: int) -> dict[str, Any]:
@@ -158,18 +259,26 @@ class _Entry(NamedTuple):
     end: int
 
 
-def _lying(memory: torch.Tensor, entries: list[_Entry]) -> Parameters:
-    """Give the tensors of one field."""
-    begin, end, dtype = entries[0].begin, entries[-1].end, entries[0].dtype
-    if all(entry.dtype is dtype for entry in entries) and end - begin == sum(
-        entry.end - entry.begin for entry in entries
-    ):
-        shapes = tuple((entry.name, entry.shape) for entry in entries)
-        return Laid(shapes, memory[begin:end].view(dtype))
-    return {
-        entry.name: memory[entry.begin : entry.end].view(entry.dtype).view(entry.shape)
-        for entry in entries
-    }
+class _Part:
+    """The tensors of one field, as they lie in the body."""
+
+    def __init__(self, entries: Sequence[_Entry]) -> None:
+        self._entries = entries
+        self._begin, self._end = entries[0].begin, entries[-1].end
+        self._dtype = entries[0].dtype
+        self._is_one = all(entry.dtype is self._dtype for entry in entries) and (
+            self._end - self._begin == sum(entry.end - entry.begin for entry in entries)
+        )
+        self._shapes = tuple((entry.name, entry.shape) for entry in entries)
+
+    def of(self, memory: torch.Tensor) -> Parameters:
+        """Give them."""
+        if self._is_one:
+            return Laid(self._shapes, memory[self._begin : self._end].view(self._dtype))
+        return {
+            entry.name: memory[entry.begin : entry.end].view(entry.dtype).view(entry.shape)
+            for entry in self._entries
+        }
 
 
 def _as_tensor(body: Buffer) -> torch.Tensor:

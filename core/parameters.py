@@ -6,16 +6,24 @@ never averaged: the largest is taken.
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import wraps
+from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from core.arena import scratch
 from core.exceptions import AggregationError, ModelError
 from core.messages import Parameters
 
-_BLOCK = 1 << 15
-_LARGE_BYTES = 1 << 20
+_BLOCK: Final = 1 << 15
+"""Numbers that are worked on at once, in the processor's cache."""
+
+_LARGE_BYTES: Final = 1 << 20
+
+Numbers = npt.NDArray[Any]
 
 
 Shapes = tuple[tuple[str, torch.Size], ...]
@@ -25,7 +33,8 @@ class Laid(Parameters):
     """Parameters of one dtype that lie one after the other in memory, as they come from the wire.
 
     What is done to all of them is then done at once: a model has a dozen tensors and more, and
-    where they are small, to go from one to the next takes longer than the arithmetic.
+    where they are small, to go from one to the next takes longer than the arithmetic. The single
+    tensors are made when somebody first looks for one, which in most of a round nobody does.
 
     Args:
         shapes: Names and shapes in the order in which they lie.
@@ -36,13 +45,55 @@ class Laid(Parameters):
         flat: Likewise.
     """
 
+    _is_made = True  # of one that is being unpickled, whose tensors are put in one by one
+
     def __init__(self, shapes: Shapes, flat: torch.Tensor) -> None:
+        super().__init__()
         self.shapes = shapes
         self.flat = flat
-        parts = torch.split(flat, [shape.numel() for _, shape in shapes])
-        super().__init__(
-            {name: part.view(shape) for (name, shape), part in zip(shapes, parts, strict=True)}
-        )
+        self._is_made = False
+
+    def make(self) -> None:
+        """Have the tensors there; again does nothing, and any number of threads may call it."""
+        if not self._is_made:
+            parts = torch.split(self.flat, [shape.numel() for _, shape in self.shapes])
+            for (name, shape), part in zip(self.shapes, parts, strict=True):
+                dict.__setitem__(self, name, part.view(shape))
+            self._is_made = True
+
+
+def _looking(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a method of `dict` that finds the tensors made."""
+
+    @wraps(method)
+    def look(own: Laid, *others: Any) -> Any:  # noqa: ANN401 - whatever a dict's method takes
+        own.make()
+        return method(own, *others)
+
+    return look
+
+
+def _changing(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a method of `dict` after which the tensors are no longer those in the memory."""
+
+    @wraps(method)
+    def change(own: Laid, *others: Any, **named: Any) -> Any:  # noqa: ANN401 - likewise
+        own.make()
+        own.shapes = ()
+        return method(own, *others, **named)
+
+    return change
+
+
+for _name in (
+    *("__contains__", "__eq__", "__getitem__", "__iter__", "__len__", "__ne__", "__or__"),
+    *("__repr__", "__reversed__", "__ror__", "copy", "get", "items", "keys", "values"),
+):
+    setattr(Laid, _name, _looking(getattr(dict, _name)))
+for _name in (
+    *("__delitem__", "__ior__", "__setitem__", "clear", "pop", "popitem", "setdefault", "update"),
+):
+    setattr(Laid, _name, _changing(getattr(dict, _name)))
 
 
 def laid(parameters: Parameters) -> Laid | None:
@@ -101,7 +152,9 @@ def as_float64(parameters: Parameters) -> Parameters:
     if lying is not None and lying.flat.is_floating_point():
         return Laid(lying.shapes, _copied(lying.flat, torch.float64))
     return {
-        name: tensor.to(torch.float64, copy=True) if tensor.is_floating_point() else tensor.clone()
+        name: tensor.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
+        if tensor.is_floating_point()
+        else tensor.clone()
         for name, tensor in parameters.items()
     }
 
@@ -161,11 +214,25 @@ def difference(left: Parameters, right: Parameters) -> Parameters:
 def add_scaled(total: torch.Tensor, tensor: torch.Tensor, factor: float) -> None:
     """Add factor · tensor to `total`, which is float64, in its place and block by block.
 
-    At once, PyTorch would first make a copy of all of `tensor` in float64.
+    At once, a copy of all of `tensor` in float64 would be made first. It is numpy's work, because
+    each call of PyTorch's costs several times what a small model's arithmetic does.
     """
-    sums, terms = total.reshape(-1), tensor.reshape(-1)
-    for block, term in zip(torch.split(sums, _BLOCK), torch.split(terms, _BLOCK), strict=True):
-        block.add_(term.to(torch.float64), alpha=factor)
+    sums, terms = total.view(-1).numpy(), _numbers(tensor)
+    with np.errstate(all="ignore"):  # what is not finite is for whoever asks
+        for begin in range(0, len(terms), _BLOCK):
+            term = terms[begin : begin + _BLOCK].astype(np.float64)
+            if factor != 1.0:
+                term *= factor
+            sums[begin : begin + _BLOCK] += term
+
+
+def _numbers(tensor: torch.Tensor) -> Numbers:
+    """Give a tensor's numbers in its own memory, or exact ones where numpy has no such kind."""
+    plain = tensor.detach().reshape(-1)
+    if plain.dtype is torch.bfloat16:
+        plain = plain.to(torch.float32)
+    numbers: Numbers = plain.numpy()
+    return numbers
 
 
 def l2_norm(parameters: Parameters) -> float:
@@ -186,13 +253,14 @@ def distance(left: Parameters, right: Parameters) -> float:
     twice the size of the model.
     """
     total = 0.0
-    for tensor, other in runs(left, right):
-        if tensor.is_floating_point():
-            ours, theirs = tensor.reshape(-1), other.reshape(-1)
-            blocks = zip(torch.split(ours, _BLOCK), torch.split(theirs, _BLOCK), strict=True)
-            for block, of_right in blocks:
-                delta = block.to(torch.float64) - of_right
-                total += float(torch.dot(delta, delta))
+    with np.errstate(all="ignore"):  # what is not finite makes the distance so
+        for tensor, other in runs(left, right):
+            if tensor.is_floating_point():
+                ours, theirs = _numbers(tensor), _numbers(other)
+                for begin in range(0, len(ours), _BLOCK):
+                    end = begin + _BLOCK
+                    delta = np.subtract(ours[begin:end], theirs[begin:end], dtype=np.float64)
+                    total += float(delta.dot(delta))
     return math.sqrt(total) if total >= 0 else math.nan
 
 
@@ -211,6 +279,17 @@ def scale(parameters: Parameters, factor: float) -> Parameters:
         name: factor * tensor.to(torch.float64)
         for name, tensor in parameters.items()
         if tensor.is_floating_point()
+    }
+
+
+def moved(parameters: Parameters, step: float) -> Parameters:
+    """Give parameters + step in their own dtypes, of floating tensors; others as they are."""
+    lying = laid(parameters)
+    if lying is not None and lying.flat.is_floating_point():
+        return Laid(lying.shapes, lying.flat + step)
+    return {
+        name: tensor + step if tensor.is_floating_point() else tensor
+        for name, tensor in parameters.items()
     }
 
 

@@ -17,6 +17,7 @@ anything larger than the input is allocated.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from functools import cache
 from typing import (
@@ -40,16 +41,19 @@ from core.limits import MAX_HEADER_BYTES, MAX_MESSAGE_BYTES
 from core.messages import Message, Parameters
 from core.packing import (
     ALIGNMENT,
-    ENTRY_KEYS,
     PARAMETERS,
     TENSOR_FIELDS,
     Allocate,
+    Division,
     Entries,
-    as_text,
+    as_bytes,
     content_hash,
+    divided,
+    division,
+    once_each,
     pack,
     text_of,
-    unpack,
+    travels,
 )
 from core.parameters import Laid, laid
 
@@ -59,6 +63,11 @@ VERSION = "1"
 _LENGTH_BYTES = 8
 _METADATA = "__metadata__"
 _MESSAGE = "message"
+_OPENING = f'{{"{_METADATA}": {{"{_MESSAGE}": "'
+_READER = json.JSONDecoder()
+_LARGE = re.compile(r"[eE]\+?\d{3}|\d{300}|Infinity|NaN")
+"""What a number that is not finite has in its text, and some others have too."""
+
 _NO_TENSORS: Final[Parameters] = {}
 _KINDS_WITH_PARAMETERS = ("train", "update", "evaluate", "masked_update")
 """No set: a kind that somebody made a list of cannot be looked up in one."""
@@ -142,13 +151,12 @@ class Packed(Laid):
     """
 
     def __init__(self, parameters: Parameters, control: Parameters | None = None) -> None:
-        fields = {PARAMETERS: parameters, "control": control or {}}
+        fields = {PARAMETERS: parameters, **({"control": control} if control else {})}
         try:
-            entries, body, body_hash = pack(fields, scratch().allocate)
+            self.said, self.body, self.body_hash = pack(fields, scratch().allocate)
         except (ValueError, RuntimeError) as exc:
             raise ModelError(f"the parameters cannot be encoded: {exc}") from exc
-        self.said, self.body, self.body_hash = as_text(entries), body, body_hash
-        lying = unpack(entries, body)
+        lying = divided(self.said).unpack(self.body)
         self.control = lying.get("control", {})
         own = lying.get(PARAMETERS, {})
         if isinstance(own, Laid):
@@ -165,14 +173,13 @@ class Packed(Laid):
             ModelError: As the constructor.
         """
         lying = laid(parameters)
-        if control or lying is None or lying.shapes != tuple(sorted(lying.shapes)):
+        if control or lying is None or not travels(lying):
             return cls(parameters, control)
         packed = cls.__new__(cls)
+        Laid.__init__(packed, lying.shapes, lying.flat)
         packed.said = text_of(lying.shapes, lying.flat.dtype)
-        packed.body = lying.flat.view(torch.uint8).numpy().data
+        packed.body, packed.control = as_bytes(lying.flat), {}
         packed.body_hash = content_hash(packed.body)
-        packed.control, packed.shapes, packed.flat = {}, lying.shapes, lying.flat
-        packed.update(lying)
         return packed
 
 
@@ -203,8 +210,8 @@ def encode(message: Message, allocate: Allocate = bytearray) -> Parcel:
         if isinstance(packed, Packed) and tensors.get("control", packed.control) is packed.control:
             parcel = Parcel(_head(fields, packed.said), packed.body, packed.body_hash)
         else:
-            entries, body, body_hash = pack(tensors, allocate)
-            parcel = Parcel(_head(fields, as_text(entries)), body, body_hash)
+            said, body, body_hash = pack(tensors, allocate)
+            parcel = Parcel(_head(fields, said), body, body_hash)
         _require_size(len(parcel))
     except (ValueError, KeyError, RuntimeError, ProtocolError) as exc:
         raise ModelError(f"a {fields.get('kind')!r} message cannot be encoded: {exc}") from exc
@@ -217,9 +224,9 @@ def decode(parcel: Parcel) -> Message:
     Raises:
         ProtocolError: `parcel` is not a message of this version.
     """
-    entries, fields = _read_head(parcel.head)
+    lying, fields = _read_head(parcel.head)
     try:
-        tensors = unpack(entries, parcel.body)
+        tensors = lying.unpack(parcel.body)
         if fields.get("kind") in _KINDS_WITH_PARAMETERS:
             tensors.setdefault(PARAMETERS, {})
         message = _adapter().validate_python({**fields, **dict.fromkeys(tensors, _NO_TENSORS)})
@@ -248,11 +255,11 @@ def glance(parcel: Parcel) -> tuple[Message, Entries]:
     Raises:
         ProtocolError: As `peek`.
     """
-    entries, fields = _read_head(parcel.head)
+    lying, fields = _read_head(parcel.head)
     if fields.get("kind") in _KINDS_WITH_PARAMETERS:
         fields[PARAMETERS] = {}
     try:
-        return _adapter().validate_python(fields), entries
+        return _adapter().validate_python(fields), lying.entries
     except ValidationError as exc:
         raise ProtocolError(f"not a valid message: {_first_mistake(exc)}") from exc
 
@@ -278,37 +285,47 @@ def _head(fields: Mapping[str, Any], entries: str) -> bytes:
     return len(header).to_bytes(_LENGTH_BYTES, "little") + header
 
 
-def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Give the object of these pairs; of a name that comes twice each reader takes another."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        message = "a name comes twice"
-        raise ValueError(message)
-    return found
-
-
-def _read_head(head: Buffer) -> tuple[Entries, dict[str, Any]]:
+def _read_head(head: Buffer) -> tuple[Division, dict[str, Any]]:
     """Give how the body divides, and the message's fields."""
     header_bytes = _header_bytes(head)
     try:
-        said = bytes(head[_LENGTH_BYTES : _LENGTH_BYTES + header_bytes])
-        header = json.loads(said, object_pairs_hook=_once_each)
-        metadata = header.pop(_METADATA)
-        envelope = json.loads(metadata[_MESSAGE])
+        said, lying = _parted(bytes(head[_LENGTH_BYTES : _LENGTH_BYTES + header_bytes]))
+        envelope = json.loads(said)
         version = envelope["version"]
         if version != VERSION:
             raise ProtocolError(
                 f"the message is of version {version!r}, this side speaks {VERSION!r}; "
                 "install the same release at the site and at the orchestrator"
             )
-        _require_known(metadata, envelope, header)
         fields = envelope["fields"]
-        _require_plain(fields)
+        if envelope.keys() != {"version", "fields"} or not isinstance(fields, dict):
+            raise ProtocolError("not a message: its header holds no plain fields")
+        _require_plain(said, fields)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise ProtocolError("not a message: its header cannot be read") from exc
-    if not isinstance(fields, dict) or not fields.keys().isdisjoint(TENSOR_FIELDS):
+    if not fields.keys().isdisjoint(TENSOR_FIELDS):
         raise ProtocolError("not a message: its header holds no plain fields")
-    return header, fields
+    return lying, fields
+
+
+def _parted(header: bytes) -> tuple[str, Division]:
+    """Give a header's message and how the body divides, which most often was read before.
+
+    Raises:
+        ValueError: It is no header.
+    """
+    text = header.decode()
+    if text.startswith(_OPENING):  # as `_head` writes it
+        said, end = _READER.raw_decode(text, len(_OPENING) - 1)
+        rest = text[end:].rstrip(" ")
+        if rest.startswith("}") and rest.endswith("}"):
+            return said, divided(rest[1:-1])
+    entries = json.loads(text, object_pairs_hook=once_each)
+    metadata = entries.pop(_METADATA)
+    if metadata.keys() != {_MESSAGE}:
+        message = "unknown keys"
+        raise ValueError(message)
+    return metadata[_MESSAGE], division(entries)
 
 
 def _header_bytes(blob: Buffer) -> int:
@@ -325,33 +342,21 @@ def _require_size(size_bytes: int) -> None:
         raise ProtocolError(f"not a message: {size_bytes} bytes")
 
 
-def _require_known(
-    metadata: Mapping[str, Any], envelope: Mapping[str, Any], entries: Entries
-) -> None:
-    """Do nothing when the header holds what `encode` writes and no more: it is no place to hide in.
-
-    Raises:
-        ValueError: It holds more.
-    """
-    if (
-        metadata.keys() != {_MESSAGE}
-        or envelope.keys() != {"version", "fields"}
-        or any(entry.keys() != ENTRY_KEYS for entry in entries.values())
-    ):
-        message = "unknown keys"
-        raise ValueError(message)
-
-
-def _require_plain(fields: object) -> None:
+def _require_plain(said: str, fields: Mapping[str, Any]) -> None:
     r"""Do nothing when `fields` can be written out again.
 
     JSON can smuggle in what it has no words for: infinity as `1e999`, half a character as `\ud800`,
-    which no database and no log takes.
+    which no database and no log takes. Where its text has nothing of the kind, that is enough.
+
+    Args:
+        said: Their text.
+        fields: What it was read as.
 
     Raises:
         ValueError: They cannot.
     """
-    json.dumps(fields, ensure_ascii=False, allow_nan=False).encode()
+    if not said.isascii() or "\\u" in said or _LARGE.search(said):
+        json.dumps(fields, ensure_ascii=False, allow_nan=False).encode()
 
 
 def _first_mistake(error: ValidationError) -> str:

@@ -41,6 +41,10 @@ _PATIENCE_S: Final = 30.0
 """How long one writer waits for another."""
 
 
+Mark = tuple[int, int]
+"""How often a connection was opened, and SQLite's count of what others changed since."""
+
+
 class Table(DeclarativeBase):
     """Base of the ledger's tables."""
 
@@ -222,13 +226,24 @@ class Ledger:
         with self._translated(), self._reader.open() as connection:
             return Driven(connection).execute(statement, values).all()
 
+    def mark(self) -> Mark | None:
+        """Give a mark that is another one after each change, but for those of `transaction`.
+
+        None while one is under way, which may have to wait for another process.
+        """
+        with self._translated():
+            return self._writer.mark_if_free()
+
     @contextmanager
     def transaction(self) -> Iterator[Driven]:
-        """Give what writes, all or nothing as `write`, without a session's cost."""
+        """Give what writes, all or nothing as `write`, without a session's cost.
+
+        For tables of which nothing is kept in memory, see `datasite.fresh`.
+        """
         with self._translated(), self._writer.open() as connection:
             connection.execute("BEGIN IMMEDIATE")
             try:
-                yield Driven(connection)
+                yield Driven(connection, self._writer.mark(connection))
                 connection.execute("COMMIT")
             except BaseException:
                 if connection.in_transaction:
@@ -271,29 +286,53 @@ class _Driver:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._connection: sqlite3.Connection | None = None
+        self._opened = 0
         self._using = threading.Lock()
 
     @contextmanager
     def open(self) -> Iterator[sqlite3.Connection]:
         """Give the connection; after an error of SQLite's it is made anew."""
         with self._using:
-            if self._connection is None:
-                self._connection = sqlite3.connect(
-                    self._path, timeout=_PATIENCE_S, check_same_thread=False
-                )
-                _configure(self._connection, None)
+            connection = self._connected()
             try:
-                yield self._connection
+                yield connection
             except sqlite3.Error:
-                self._connection.close()
-                self._connection = None
+                self._drop()
                 raise
+
+    def mark_if_free(self) -> Mark | None:
+        """Give a mark, see `mark`; None while another thread has the connection."""
+        if not self._using.acquire(blocking=False):
+            return None
+        try:
+            return self.mark(self._connected())
+        except sqlite3.Error:
+            self._drop()
+            raise
+        finally:
+            self._using.release()
+
+    def mark(self, connection: sqlite3.Connection) -> Mark:
+        """Give a mark that is another one after each change that other connections made."""
+        return self._opened, connection.execute("PRAGMA data_version").fetchone()[0]
 
     def close(self) -> None:
         with self._using:
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
+            self._drop()
+
+    def _connected(self) -> sqlite3.Connection:
+        if self._connection is None:
+            self._connection = sqlite3.connect(
+                self._path, timeout=_PATIENCE_S, check_same_thread=False
+            )
+            _configure(self._connection, None)
+            self._opened += 1
+        return self._connection
+
+    def _drop(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
 
 def all_but_newest(table: TableClause, plans: int) -> Delete:

@@ -22,6 +22,7 @@ from core.plans import PlanStatus
 from datasite import audit
 from datasite.bounds import excess_of, plan_refusal, require_installed_code
 from datasite.configuration import Decision
+from datasite.fresh import Fresh
 from datasite.ledger import ApprovalRow, PlanRow, now
 from datasite.policy import Asked, deciding_rule
 
@@ -34,8 +35,8 @@ if TYPE_CHECKING:  # at run time they would bring PyTorch with them, which a com
     from core.messages import EvaluateRequest, PlanDecision, PlanProposal, TrainRequest
     from datasite.caller import Caller
     from datasite.configuration import Rule
-    from datasite.ledger import Ledger
-    from datasite.statements import Executes
+    from datasite.ledger import Ledger, Mark
+    from datasite.statements import Driven
 
 _MOVES = {
     PlanStatus.APPROVED: PlanStatus.WAITING,
@@ -96,6 +97,7 @@ class Plans:
         site_id: str,
     ) -> None:
         self._ledger = ledger
+        self._known: Fresh[Plan | None] = Fresh(ledger)
         self._policy = policy
         self._approvals = approvals
         self._approvers = approvers
@@ -212,8 +214,8 @@ class Plans:
 
     def own(self, plan_id: str, caller: Caller) -> Plan | None:
         """Give the caller's own plan, if there is one of this id."""
-        row = next(iter(self._ledger.rows(_BY_ID, plan_id=plan_id)), None)
-        return None if row is None or row.researcher != caller.email else _as_plan(row)
+        plan = self._current(plan_id)
+        return None if plan is None or plan.researcher != caller.email else plan
 
     def require_approved(self, plan_id: str, caller: Caller) -> Plan:
         """Give the caller's plan when it may be acted on now.
@@ -222,11 +224,11 @@ class Plans:
             PlanError: It is not the caller's, not approved, expired, or bound to other code.
         """
         plan = self.query(plan_id, caller)
-        self._require_standing(plan_id, plan)
+        self._require_standing(plan)
         require_installed_code(plan.proposal["code_hash"], site_id=self._site_id)
         return plan
 
-    def require_standing(self, plan_id: str, connection: Executes | None = None) -> None:
+    def require_standing(self, plan_id: str, connection: Driven | None = None) -> None:
         """Do nothing while a plan is approved and its time not over.
 
         Args:
@@ -236,22 +238,26 @@ class Plans:
         Raises:
             PlanError: It was revoked, or it expired.
         """
-        values = {"plan_id": plan_id}
-        rows = (
-            self._ledger.rows(_STANDING, **values)
-            if connection is None
-            else connection.execute(_STANDING, values).all()
-        )
-        if not rows:
+        plan = self._current(plan_id, None if connection is None else connection.mark)
+        if plan is None:
             raise plan_refusal(self._site_id, plan_id, "is not here")
-        self._require_standing(plan_id, rows[0])
+        self._require_standing(plan)
 
-    def _require_standing(self, plan_id: str, plan: Plan | Row[Any]) -> None:
-        status = plan.status if isinstance(plan, Plan) else PlanStatus[plan.status]
-        if status is not PlanStatus.APPROVED:
-            raise plan_refusal(self._site_id, plan_id, f"is {status.name} ({plan.reason})")
-        if _is_past(plan.expires_at):
-            raise plan_refusal(self._site_id, plan_id, f"expired at {plan.expires_at}")
+    def _current(self, plan_id: str, mark: Mark | None = None) -> Plan | None:
+        """Give the plan as it is now, or in the transaction of a mark; None when there is none."""
+
+        def read() -> Plan | None:
+            row = next(iter(self._ledger.rows(_BY_ID, plan_id=plan_id)), None)
+            return None if row is None else _as_plan(row)
+
+        return self._known.get(plan_id, read, mark)
+
+    def _require_standing(self, plan: Plan) -> None:
+        if plan.status is not PlanStatus.APPROVED:
+            why = f"is {plan.status.name} ({plan.reason})"
+            raise plan_refusal(self._site_id, plan.plan_id, why)
+        if plan.is_expired:
+            raise plan_refusal(self._site_id, plan.plan_id, f"expired at {plan.expires_at}")
 
     def require_covers(self, plan: Plan, request: TrainRequest | EvaluateRequest) -> None:
         """Do nothing when `request` stays within what was approved; see `excess_of`.
@@ -335,9 +341,6 @@ def _is_past(time: str) -> bool:
 
 
 _BY_ID = select(*PlanRow.__table__.columns).where(PlanRow.plan_id == bindparam("plan_id"))
-_STANDING = select(
-    PlanRow.__table__.c.status, PlanRow.__table__.c.reason, PlanRow.__table__.c.expires_at
-).where(PlanRow.plan_id == bindparam("plan_id"))
 
 
 def _as_plan(row: PlanRow | Row[Any]) -> Plan:

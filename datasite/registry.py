@@ -14,6 +14,7 @@ from sqlalchemy import cast as cast_sql
 from core.exceptions import DataError, DataSiteError
 from core.schema import DataSchema
 from datasite import audit
+from datasite.fresh import Fresh
 from datasite.ledger import CountsRow, DatasetRow, now
 from datasite.unfinished import unfinished_file
 
@@ -77,6 +78,7 @@ class Registry:
         self._ledger = ledger
         self._folder = folder
         self._site_id = site_id
+        self._known: Fresh[Dataset | None] = Fresh(ledger)
         self._drift: dict[tuple[str, int], dict[str, float]] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -122,8 +124,7 @@ class Registry:
         if version is None:
             found = self._newest(name)
         else:
-            rows = self._ledger.rows(_ONE, name=name, version=version)
-            found = self._as_dataset(rows[0]) if rows else None
+            found = self._known.get((name, version), lambda: self._version(name, version))
         if found is None:
             known = ", ".join(f"{d.name} (version {d.version})" for d in self.versions())
             wanted = name if version is None else f"{name} (version {version})"
@@ -171,6 +172,10 @@ class Registry:
         for dataset in removed:
             dataset.file.unlink(missing_ok=True)
         return [dataset.version for dataset in removed]
+
+    def _version(self, name: str, version: int) -> Dataset | None:
+        rows = self._ledger.rows(_ONE, name=name, version=version)
+        return self._as_dataset(rows[0]) if rows else None
 
     def _newest(self, name: str) -> Dataset | None:
         rows = self._ledger.rows(_NEWEST, name=name)

@@ -27,10 +27,16 @@ class Executes(Protocol):
 
 
 class Driven:
-    """Runs statements on a connection of SQLite's driver."""
+    """Runs statements on a connection of SQLite's driver.
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    Args:
+        connection: The connection.
+        mark: How things stand in its transaction, see `Ledger.mark`.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, mark: tuple[int, int] = (0, 0)) -> None:
         self._connection = connection
+        self.mark = mark
 
     def execute(
         self, statement: ClauseElement, parameters: Mapping[str, object] | None = None, /
@@ -76,9 +82,11 @@ class _Compiled:
         columns = list(statement.selected_columns) if isinstance(statement, Select) else []
         names = [column.key or f"column_{place}" for place, column in enumerate(columns)]
         self._row = namedtuple("Row", names, rename=True)  # type: ignore[misc]  # noqa: PYI024 - of any columns
-        self._from_sqlite: list[Callable[[Any], Any] | None] = [
-            column.type.dialect_impl(_DIALECT).result_processor(_DIALECT, None)
-            for column in columns
+        self._from_sqlite: list[tuple[int, Callable[[Any], Any]]] = [
+            (place, convert)
+            for place, column in enumerate(columns)
+            if (convert := column.type.dialect_impl(_DIALECT).result_processor(_DIALECT, None))
+            is not None
         ]
 
     def run(self, connection: sqlite3.Connection, values: Mapping[str, object]) -> Found:
@@ -89,12 +97,11 @@ class _Compiled:
         return Found([self._as_row(row) for row in connection.execute(self._text, given)])
 
     def _as_row(self, values: Sequence[Any]) -> Any:  # noqa: ANN401 - a row
-        return self._row(
-            *(
-                value if convert is None else convert(value)
-                for convert, value in zip(self._from_sqlite, values, strict=True)
-            )
-        )
+        if self._from_sqlite:
+            values = list(values)
+            for place, convert in self._from_sqlite:
+                values[place] = convert(values[place])
+        return self._row(*values)
 
 
 @lru_cache(maxsize=64)

@@ -19,7 +19,7 @@ from loguru import logger
 from core.arena import Arena, Buffer
 from core.exceptions import DataSiteError, FederatedLearningError
 from core.wire import Parcel
-from datasite.training.orders import Order, heard_account, say_order
+from datasite.training.orders import JobWriter, Order, heard_account, say_order
 from datasite.training.work import Assignment, Done, Worker, perform
 
 _SPARE_BYTES: Final = 1 << 16
@@ -159,6 +159,7 @@ class _Child:
         jobs_end.close()
         os.close(lifeline_end)
         self._started = False
+        self._jobs = JobWriter()
 
     def ask(self, assignment: Assignment, deadline_s: float, watch: Watch) -> Done:
         """Give the child's answer; TimeoutError, saying what, when it takes longer."""
@@ -175,7 +176,7 @@ class _Child:
             room=self._place(room),
             has_state=len(assignment.state) > 0,
         )
-        say_order(pipe, assignment.job, order, assignment.request.head)
+        say_order(pipe, self._jobs.write(assignment.job), order, assignment.request.head)
         if assignment.state:
             pipe.send_bytes(assignment.state)
         if not self._hears(deadline_s, watch):

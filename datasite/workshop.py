@@ -59,6 +59,7 @@ class Workshop:
         self._private = PrivateRounds(records.budgets, site_id=site_id)
         self._states = States(records.ledger, site_id=site_id)
         self._under_way = UnderWay(site_id=site_id)
+        self._last: tuple[Plan, Dataset, Job] | None = None
 
     @property
     def is_busy(self) -> bool:
@@ -75,14 +76,14 @@ class Workshop:
             DataSiteError: The work was not done, or cannot be kept.
         """
         grant = self._consent.grant(message, caller)
-        agreed = grant.plan.proposal
-        job = self._job(grant.dataset, agreed["split"], agreed.get("privacy"))
+        job = self._job_of(grant)
         with self._turn(grant) as watch:
             mechanism = self._private.mechanism(grant, partial(self._counted, job, watch))
             if message["kind"] == "privacy_account":
                 return self._told(grant, caller, self._private.account(grant, mechanism))
             if message["kind"] == "train":
                 if mechanism is not None:
+                    job = job.copy()
                     job["mechanism"] = mechanism
                 return self._train(grant, Assignment(job, request), message, caller, watch)
             self._consent.begin(grant)
@@ -221,6 +222,15 @@ class Workshop:
         """Give how long the request may take: the caller's deadline, within the site's own."""
         most_s = self._config.training.deadline_s
         return most_s if message["kind"] == "statistics" else min(most_s, message["deadline_s"])
+
+    def _job_of(self, grant: Grant) -> Job:
+        """Give the job of a plan, the same object as long as nothing has changed."""
+        agreed = grant.plan.proposal
+        plan, dataset, job = self._last or (None, None, None)
+        if job is None or plan is not grant.plan or dataset is not grant.dataset:
+            job = self._job(grant.dataset, agreed["split"], agreed.get("privacy"))
+            self._last = grant.plan, grant.dataset, job
+        return job
 
     def _job(self, dataset: Dataset, split: SplitSettings, privacy: PrivacySettings | None) -> Job:
         return Job(

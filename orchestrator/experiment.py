@@ -12,7 +12,6 @@ from core.enums import ExperimentStatus
 from core.exceptions import FederatedLearningError
 from core.interfaces import ModelInterface, OrchestratorInterface
 from core.messages import EvaluationReport, Parameters
-from core.models import TorchModel
 from core.parameters import digest
 from orchestrator.agreement import model_spec
 from orchestrator.algorithms import Algorithm, build_algorithm
@@ -21,6 +20,7 @@ from orchestrator.circuit import Circuits
 from orchestrator.communication.base import SiteCommunication
 from orchestrator.configuration import ExperimentConfig
 from orchestrator.fleet import Fleet
+from orchestrator.global_model import GlobalModel
 from orchestrator.halting import Halt
 from orchestrator.maintenance import Maintenance
 from orchestrator.metrics import MetricsCollector
@@ -165,7 +165,7 @@ class ExperimentOrchestrator(OrchestratorInterface):
         )
         if saved is not None:
             algorithm.state, algorithm.counted = saved.state, dict(saved.counted)
-        model.hold(algorithm.broadcast())
+        held = GlobalModel(model, algorithm.broadcast())
         context = RoundContext(
             fleet=fleet,
             plan_ids=agreement.plan_ids,
@@ -201,11 +201,11 @@ class ExperimentOrchestrator(OrchestratorInterface):
             if self._halt.after_round:
                 raise KeyboardInterrupt
             self._halt.is_in_round = True
-            self._run_one(course, config, model)
+            self._run_one(course, config, held)
         self._halt.is_in_round = False
         self._finish(run_id, config, _checkpoint(course), course.stopper)
 
-    def _run_one(self, course: "_Course", config: ExperimentConfig, model: TorchModel) -> None:
+    def _run_one(self, course: "_Course", config: ExperimentConfig, model: GlobalModel) -> None:
         """Run the next round, and have it on disk before anybody is told."""
         round_num, algorithm = course.next_round, course.algorithm
         is_evaluated = _is_evaluated(round_num, config)

@@ -16,10 +16,10 @@ from core.messages import (
     EvaluationReport,
     PlanDecision,
 )
-from core.models import TorchModel
 from core.wire import Packed
 from orchestrator.algorithms import Algorithm, Gathered, Gathering, Summed
 from orchestrator.fleet import Answers
+from orchestrator.global_model import GlobalModel
 from orchestrator.metrics import MetricsCollector
 from orchestrator.round_context import RoundContext
 from orchestrator.secure_round import sum_at_sites
@@ -34,7 +34,7 @@ def run_round(
     *,
     context: RoundContext,
     algorithm: Algorithm,
-    model: TorchModel,
+    model: GlobalModel,
     collector: MetricsCollector,
 ) -> dict[str, Any]:
     """Train at the sites, aggregate, commit, evaluate; the round's record.

@@ -36,9 +36,22 @@ class Account(TypedDict):
     has_state: bool
 
 
-def say_order(pipe: Connection, job: Job, order: Order, head: bytes) -> None:
-    """Send a job, what is to be done, and the request's head."""
-    pipe.send_bytes(b"\n".join((json.dumps(job).encode(), json.dumps(order).encode(), head)))
+class JobWriter:
+    """Writes jobs out, the same one but once."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Job, bytes] | None = None
+
+    def write(self, job: Job) -> bytes:
+        """Give the job's line."""
+        if self._last is None or self._last[0] is not job:
+            self._last = job, json.dumps(job).encode()
+        return self._last[1]
+
+
+def say_order(pipe: Connection, job: bytes, order: Order, head: bytes) -> None:
+    """Send a job's line, what is to be done, and the request's head."""
+    pipe.send_bytes(b"\n".join((job, json.dumps(order).encode(), head)))
 
 
 def say_account(pipe: Connection, account: Account, head: bytes) -> None:

@@ -33,7 +33,7 @@ from core.messages import (
 )
 from core.models import TorchModel, load_model
 from core.packing import Allocate
-from core.parameters import cast_like, distance, require_finite
+from core.parameters import cast_like, distance, moved, require_finite
 from core.privacy import PrivacySettings, is_private
 from core.privacy_messages import PrivacyUnits
 from core.schema import DataSchema
@@ -304,11 +304,7 @@ def _update(
 
 
 def _probe(job: Job, request: TrainRequest, sending: Sending, begin: float) -> ClientUpdate:
-    parameters = {
-        name: tensor + PROBE_STEP if tensor.is_floating_point() else tensor
-        for name, tensor in request["parameters"].items()
-    }
-    sending.parameters(parameters)
+    sending.parameters(moved(request["parameters"], PROBE_STEP))
     fitted = Fitted(num_samples=1, num_steps=1, train_loss=0.0)
     return _update(job, request, sending, fitted, begin)
 

@@ -65,12 +65,12 @@ class RunningMean(Accumulator):
     def __init__(self, mean: Mean, received: Parameters) -> None:
         super().__init__(mean, received)
         self._weight_of = mean.weight_of
-        self._sums: Parameters = {}
+        self._sums: Parameters | None = None
         self._weights: list[float] = []
 
     def _add(self, point: Parameters, weight: float) -> None:
         self._weights.append(self._weight_of(weight))
-        if not self._sums:
+        if self._sums is None:
             self._sums = as_float64(point)
             return
         ratio = self._weights[-1] / self._weights[0]
@@ -81,6 +81,7 @@ class RunningMean(Accumulator):
                 torch.maximum(total, tensor, out=total)
 
     def _combined(self) -> tuple[Parameters, list[float]]:
+        assert self._sums is not None  # noqa: S101 - nobody combines nothing
         ratios = [weight / self._weights[0] for weight in self._weights]
         whole = sum(ratios)
         for total, _ in runs(self._sums, self._sums):

@@ -8,13 +8,14 @@ up at its deadline too.
 import contextlib
 import http.client
 import io
+import re
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Final, NamedTuple, Self, cast
 
 from core.arena import Buffer
 from core.limits import MAX_MESSAGE_BYTES
@@ -27,6 +28,13 @@ _CONNECT_S: Final = 5.0
 _KEPT: Final = 16
 _CHUNK_BYTES: Final = 1 << 18
 _JOINED_BYTES: Final = 1 << 17
+
+_FIRST_BYTES: Final = 1 << 14
+_HEADERS_END: Final = b"\r\n\r\n"
+_STATUS_LINE: Final = re.compile(r"HTTP/1\.1 [2-5][0-9]{2} [^\r\n]*")
+_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")
+_SIZE: Final = re.compile(r"[0-9]{1,18}")
+_WITHOUT_CONTENT: Final = frozenset({204, 304})
 
 _KEEPALIVE: Final = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3}
 """A host that is silent for five seconds is asked three times, every other second."""
@@ -105,7 +113,7 @@ class _LostError(Exception):
 
 
 class _Timed(io.RawIOBase):
-    """What `HTTPResponse` reads from: each read of the socket has the time that is left.
+    """What answers are read from: each read of the socket has the time that is left.
 
     A timeout of the socket's own is for each of the reads that fill a line or a buffer, and would
     begin anew with each byte that trickles in.
@@ -117,20 +125,86 @@ class _Timed(io.RawIOBase):
     def __init__(self, connection: socket.socket, deadline: Deadline) -> None:
         self._connection = connection
         self._deadline = deadline
+        self._ahead = memoryview(b"")
         self.has_ended = False
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: "WriteableBuffer", /) -> int:
-        self._connection.settimeout(self._deadline.required_s())
-        count = self._connection.recv_into(buffer)
-        self.has_ended = not count
-        return count
+        view = memoryview(buffer).cast("B")
+        count = min(len(view), len(self._ahead))
+        if count:
+            view[:count] = self._ahead[:count]
+            self._ahead = self._ahead[count:]
+            return count
+        return self._received(view)
 
     def makefile(self, _mode: str) -> io.BufferedReader:
         """Give what to read from, as a socket does."""
         return io.BufferedReader(self)
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether more was read than was asked for."""
+        return len(self._ahead) > 0
+
+    def look(self) -> "_Plain | None":
+        """Read the beginning of an answer, to its headers' end; None if it is not a plain one.
+
+        What was looked at is there to be read, but for the headers of a plain answer.
+        """
+        buffer = bytearray(_FIRST_BYTES)
+        view, there, end = memoryview(buffer), 0, -1
+        while end < 0 and there < len(buffer):
+            count = self._received(view[there:])
+            if not count:
+                break
+            there += count
+            end = buffer.find(_HEADERS_END, 0, there)
+        self._ahead = view[:there]
+        plain = _Plain.read(buffer[:end]) if end >= 0 else None
+        if plain is not None:
+            self._ahead = view[end + len(_HEADERS_END) : there]
+        return plain
+
+    def _received(self, view: memoryview) -> int:
+        self._connection.settimeout(self._deadline.required_s())
+        count = self._connection.recv_into(view)
+        self.has_ended = not count
+        return count
+
+
+class _Plain(NamedTuple):
+    """The headers of an answer in the form that sites give it, which is quickly read.
+
+    Of any other form (chunks, a length that is not told, whatever is not quite HTTP) Python's own
+    reader knows more.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    size_bytes: int
+    closes: bool
+
+    @classmethod
+    def read(cls, block: bytes | bytearray) -> Self | None:
+        """Read status line and headers; None if they are not of that form."""
+        first, *lines = block.decode("latin-1").split("\r\n")
+        if not _STATUS_LINE.fullmatch(first):
+            return None
+        pairs = [line.partition(":") for line in lines]
+        headers = {name.lower(): value.strip(" ") for name, _, value in pairs}
+        size, status = headers.get("content-length", ""), int(first[9:12])
+        is_plain = (
+            len(headers) == len(pairs)
+            and all(map(_NAME.fullmatch, headers))
+            and "transfer-encoding" not in headers
+            and _SIZE.fullmatch(size) is not None
+            and status not in _WITHOUT_CONTENT
+        )
+        closes = "close" in headers.get("connection", "").lower()
+        return cls(status, headers, int(size), closes) if is_plain else None
 
 
 class Connections:
@@ -217,30 +291,34 @@ class Connections:
             undo.callback(connection.close)
             is_whole = self._send(connection, ask, deadline)
             timed = _Timed(connection, deadline)
-            response = http.client.HTTPResponse(cast("socket.socket", timed), method=ask.method)
-            undo.callback(response.close)
             try:
-                response.begin()
+                plain = timed.look()
+                response = None if plain is not None else _begun(timed, ask, undo)
             except LOST as exc:
                 raise _LostError(exc) from exc
-            if timed.has_ended:  # among the headers, of which those that came would be taken
-                raise http.client.IncompleteRead(b"")
-            headers = {name.lower(): value for name, value in response.headers.items()}
-            if response.length is None:
-                content = _undeclared(response)
+            if response is None:
+                assert plain is not None  # noqa: S101 - one of both is there
+                content = _taken(
+                    timed.readinto, plain.headers, plain.size_bytes, deadline, receiver
+                )
+                status, headers, closes = plain.status, plain.headers, plain.closes
+                closes = closes or timed.is_ahead  # of what nobody asked for
             else:
-                size_bytes, begin = _fitting(response.length), time.monotonic()
-                content = receiver.begin(headers, size_bytes)
-                deadline.extend(time.monotonic() - begin)  # to wait for room is no delay of theirs
-                _read(response, content, receiver.came)
+                headers = {name.lower(): value for name, value in response.headers.items()}
+                content = (
+                    _undeclared(response)
+                    if response.length is None
+                    else _taken(response.readinto, headers, response.length, deadline, receiver)
+                )
+                status, closes = response.status, response.will_close
             undo.pop_all()
-        if response.will_close or not is_whole:
+        if closes or not is_whole:
             connection.close()
         else:
             self._keep(connection)
         sent = sum(len(part) for part in ask.parts)
         self._traffic.add(sent=sent, received=len(content))
-        return Answer(response.status, headers, content)
+        return Answer(status, headers, content)
 
     def _send(self, connection: socket.socket, ask: Ask, deadline: Deadline) -> bool:
         """Send the request; False when it was not heard to its end."""
@@ -283,23 +361,43 @@ def _fitting(size_bytes: int) -> int:
     return size_bytes
 
 
-def _read(
-    response: http.client.HTTPResponse,
-    content: memoryview,
-    came: Callable[[memoryview], None],
-) -> None:
-    """Fill `content`, in one piece of memory.
+def _begun(timed: _Timed, ask: Ask, undo: contextlib.ExitStack) -> http.client.HTTPResponse:
+    """Give an answer of any form, read to the end of its headers by Python's own reader.
 
     Raises:
-        http.client.HTTPException: There is less than was said.
+        http.client.HTTPException: It is no HTTP, or ended among the headers.
     """
-    read = 0
-    while read < len(content):
-        count = response.readinto(content[read : read + _CHUNK_BYTES])
+    response = http.client.HTTPResponse(cast("socket.socket", timed), method=ask.method)
+    undo.callback(response.close)
+    response.begin()
+    if timed.has_ended:  # of which those that came would be taken
+        raise http.client.IncompleteRead(b"")
+    return response
+
+
+def _taken(
+    read: Callable[[memoryview], int],
+    headers: Mapping[str, str],
+    size_bytes: int,
+    deadline: Deadline,
+    receiver: Receiver,
+) -> memoryview:
+    """Give the content, read into one piece of memory.
+
+    Raises:
+        http.client.HTTPException: There is less than was said, or more than is allowed.
+    """
+    begin = time.monotonic()
+    content = receiver.begin(headers, _fitting(size_bytes))
+    deadline.extend(time.monotonic() - begin)  # to wait for room is no delay of theirs
+    there = 0
+    while there < len(content):
+        count = read(content[there : there + _CHUNK_BYTES])
         if not count:
-            raise http.client.IncompleteRead(b"", len(content) - read)
-        came(content[read : read + count])
-        read += count
+            raise http.client.IncompleteRead(b"", len(content) - there)
+        receiver.came(content[there : there + count])
+        there += count
+    return content
 
 
 def _undeclared(response: http.client.HTTPResponse) -> memoryview:
