@@ -12,8 +12,8 @@ import tempfile
 import threading
 import weakref
 from collections import deque
-from functools import cache
-from typing import Final, Self, TypeAlias
+from functools import cache, partial
+from typing import Any, Final, Self, TypeAlias
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -47,8 +47,11 @@ class Arena:
         self._free_bytes = 0
         self._given_back: set[int] = set()
         self._end = 0
+        # By identity: a reference to what has no hash has none either.
+        self._alive: dict[int, tuple[weakref.ref[Any], tuple[int, int]]] = {}
         # Filled whenever a piece dies, which may be while this thread allocates: no lock for it.
         self._returned: deque[tuple[int, int]] = deque()
+        self._gives_back = partial(_give_back, self._alive, self._returned)
 
     @classmethod
     def new(cls) -> Self:
@@ -74,8 +77,8 @@ class Arena:
             self._take_back()
             offset = self._free_offset(span)
         piece = (ctypes.c_ubyte * size_bytes).from_buffer(self._map, offset)
-        died = weakref.finalize(piece, self._returned.append, (span, offset))
-        died.atexit = False  # type: ignore[misc]  # a property that can be set; typeshed has a slot
+        alive = weakref.ref(piece, self._gives_back)
+        self._alive[id(alive)] = alive, (span, offset)
         return memoryview(piece).cast("B")
 
     def view(self, offset: int, size_bytes: int) -> memoryview:
@@ -121,3 +124,12 @@ class Arena:
             raise MemoryError(f"no room for {span} bytes more")
         self._end += span
         return offset
+
+
+def _give_back(
+    alive: "dict[int, tuple[weakref.ref[Any], tuple[int, int]]]",
+    returned: deque[tuple[int, int]],
+    piece: "weakref.ref[Any]",
+) -> None:
+    """Take note that a piece died; no method, which would keep the arena's memory until then."""
+    returned.append(alive.pop(id(piece))[1])

@@ -12,7 +12,6 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TextIO
 
@@ -22,14 +21,16 @@ from core.commands import configure_logging
 from core.exceptions import DataSiteError, FederatedLearningError
 
 if TYPE_CHECKING:
-    from loguru import Record
+    from loguru import Message, Record
 
 NAME: Final = "private.log"
 
 _MOST_BYTES: Final = 16 << 20
 """What is in a larger file is put aside, over what was put aside before."""
 
-_LINE: Final = "{time:YYYY-MM-DD HH:mm:ss.SSS} {level: <7} {message}"
+_TIME: Final = "YYYY-MM-DD HH:mm:ss.SSS"
+_LINE: Final = f"{{time:{_TIME}}} {{level: <7}} {{message}}"
+_INFO: Final = 20
 _OURS: Final = frozenset({"core", "datasite"})
 _STANDARD: Final = (1, 2)
 
@@ -47,8 +48,8 @@ def private_log(state: Path, *, site_id: str) -> Iterator[None]:
         undo.callback(configure_logging, debug=False)
         outside = undo.enter_context(_moved(path, site_id))
         logger.remove()
-        logger.add(outside, level="INFO", format=_line, filter=_is_ours, diagnose=False)
-        logger.add(partial(_write, path), level="DEBUG", format=_LINE, diagnose=False)
+        # One way for both: a line of each round is then made once.
+        logger.add(_Written(path, outside), level="DEBUG", format=_LINE, diagnose=False)
         try:
             yield
         except Exception as exc:
@@ -101,9 +102,27 @@ def _flush() -> None:
     sys.stderr.flush()
 
 
-def _line(_record: "Record") -> str:
-    """Give the format of a line outside: loguru adds exceptions to a text, and none to this."""
-    return _LINE + "\n"
+class _Written:
+    """Where lines go: all of them into the file; outside those of ours, without exceptions."""
+
+    def __init__(self, path: Path, outside: TextIO) -> None:
+        self._path = path
+        self._outside = outside
+
+    def __call__(self, line: "Message") -> None:
+        record = line.record
+        try:
+            if record["level"].no >= _INFO and _is_ours(record):
+                own = line if record["exception"] is None else _without_exception(record)
+                self._outside.write(own)
+                self._outside.flush()
+        finally:
+            _write(self._path, line)
+
+
+def _without_exception(record: "Record") -> str:
+    time = format(record["time"], _TIME)
+    return f"{time} {record['level'].name: <7} {record['message']}\n"
 
 
 def _is_ours(record: "Record") -> bool:

@@ -17,6 +17,7 @@ tell of readings to somebody who chooses the model is what privacy levels are fo
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar, cast
 
 from core import wire
@@ -187,15 +188,21 @@ def _require_like_the_model(
 ) -> None:
     layout = {} if terms.model is None else _layout(terms.model, terms.schema)
     coded = (VALUES, SCALES) if is_compressed else ()
-    allowed = {f"{part}/{name}" for part in TENSOR_FIELDS for name in (*layout, *coded)}
+    allowed = _full_names((*layout, *coded))
     parts = {name.partition("/")[0] for name in entries}
-    most_bytes = sum(tensor.numel() * tensor.element_size() for tensor in layout.values())
+    most_bytes = sum(tensor.nbytes for tensor in layout.values())
     if is_compressed:  # what cannot be compressed becomes a little longer
         most_bytes += most_bytes // 64 + 4096
     if not entries.keys() <= allowed or size_bytes > most_bytes * len(parts):
         raise SecurityError(
             f"{terms.site_id}: the update's tensors are not those of the plan's model; withheld"
         )
+
+
+@lru_cache(maxsize=8)
+def _full_names(names: tuple[str, ...]) -> frozenset[str]:
+    """Give the names that tensors may have in a message."""
+    return frozenset(f"{part}/{name}" for part in TENSOR_FIELDS for name in names)
 
 
 def _layout(model: ModelSpec, schema: DataSchema) -> Parameters:

@@ -5,6 +5,7 @@ work, and so that a crash costs one reply and not the site.
 """
 
 import os
+import select
 import subprocess
 import sys
 import threading
@@ -158,6 +159,8 @@ class _Child:
         )
         jobs_end.close()
         os.close(lifeline_end)
+        self._poll = select.poll()  # once: a connection's own `poll` makes one each time
+        self._poll.register(self._pipe.fileno(), select.POLLIN)
         self._started = False
         self._jobs = JobWriter()
 
@@ -199,7 +202,7 @@ class _Child:
     def _hears(self, limit_s: float, watch: Watch) -> bool:
         """Wait for the child to say something; False when it does not within `limit_s`."""
         end = time.monotonic() + limit_s
-        while not self._pipe.poll(min(_GLANCE_S, max(0.0, end - time.monotonic()))):
+        while not self._poll.poll(1000 * min(_GLANCE_S, max(0.0, end - time.monotonic()))):
             if time.monotonic() >= end:
                 return False
             watch()

@@ -157,11 +157,11 @@ def _failed(standing: Standing, error: FederatedLearningError) -> Standing:
 
 
 def _log(site_id: str, standing: Standing) -> None:
-    at = logger.bind(site_id=site_id)
     if standing.status is DataSiteStatus.ONLINE:
-        at.debug("{} is ONLINE", site_id)
+        logger.debug("{} is ONLINE", site_id)
     elif standing.status is not DataSiteStatus.BUSY:
-        at.warning("{} is {}: {}", site_id, standing.status.name, standing.error)
+        name, error = standing.status.name, standing.error
+        logger.bind(site_id=site_id).warning("{} is {}: {}", site_id, name, error)
 
 
 _UNKNOWN: Final = Standing(status=DataSiteStatus.OFFLINE, since=datetime.min.replace(tzinfo=UTC))

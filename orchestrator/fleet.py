@@ -197,7 +197,7 @@ class Fleet:
 
     def _awaited(self, site_id: str, race: "_Race") -> Any:  # noqa: ANN401 - as the question gives
         """Wait for an answer, in steps, so that it is seen whenever the run is to stop."""
-        while not wait((race.futures[site_id],), timeout=_GLANCE_S).done:
+        while not _is_done(race.futures[site_id], within_s=_GLANCE_S):
             self.halt.check()
             if race.is_late(site_id):
                 self._call_off(race, [site_id])
@@ -218,6 +218,19 @@ class Fleet:
         def is_worth_it(error: BaseException) -> bool:
             return _is_retryable(error) and site_id not in race.dropped
 
+        self.keeper.require_hope(site_id)
+        try:
+            return self._once(question, site_id, race)
+        except FederatedLearningError as exc:
+            if not is_worth_it(exc):
+                raise
+            failed = [exc]
+
+        def once_more() -> T:
+            if failed:
+                raise failed.pop()  # as the first attempt, which was made above
+            return self._once(question, site_id, race)
+
         attempts = self._retrying.copy(
             retry=retry_if_exception(is_worth_it),
             before_sleep=lambda state: logger.bind(site_id=site_id).warning(
@@ -227,8 +240,7 @@ class Fleet:
                 state.outcome.exception() if state.outcome else "",
             ),
         )
-        self.keeper.require_hope(site_id)
-        answer: T = attempts(self._once, question, site_id, race)
+        answer: T = attempts(once_more)
         return answer
 
     def _once(self, question: Callable[[str], T], site_id: str, race: "_Race") -> T:
@@ -285,6 +297,15 @@ class _Race:
         if future.done():
             return future.exception() is None
         return self._room.is_full_for(site_id)
+
+
+def _is_done(future: Future[Any], *, within_s: float) -> bool:
+    """Wait for what is to come of an errand; whether it is there."""
+    try:
+        future.exception(timeout=within_s)
+    except TimeoutError:
+        return False
+    return True
 
 
 def _is_retryable(error: BaseException) -> bool:

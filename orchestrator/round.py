@@ -125,7 +125,10 @@ def train_at_sites(
         request = context.training(site_id, config, algorithm)
         communication = context.fleet.communication
         communication.send_model(sent, site_id)
-        answer = communication.request_training(request, site_id)
+        try:
+            answer = communication.request_training(request, site_id)
+        finally:
+            communication.forget_model(site_id)
         update = context.travel.incoming(cast("ClientUpdate", answer), model)
         delta_norm = algorithm.require_valid(update)
         if update["num_samples"] > context.rows[site_id]:

@@ -101,14 +101,18 @@ class HardenedDatasite(Datasite):
 
         It is read again whenever anything in the database has changed since.
         """
-        seen = self.changes.version()
-        known = self.known_signers.get(str(key))
-        if known is not None and known[0] == seen:
-            return known[1]
-        signer = self._read_signer(key)
-        if signer is not None:  # strangers are not remembered: they come in any number
-            self.known_signers[str(key)] = (seen, signer)
+        seen, name = self.changes.version(), str(key)
+        signer = self._remembered(name, seen)
+        if signer is None:
+            signer = self._read_signer(key)
+            if signer is not None:  # strangers are not remembered: they come in any number
+                self.known_signers[name] = (seen, signer)
         return signer
+
+    def _remembered(self, key: str, seen: int) -> _Signer | None:
+        """Give what was read of the account that signs with `key`, if nothing changed since."""
+        known = self.known_signers.get(key)
+        return known[1] if known is not None and known[0] == seen else None
 
     def _read_signer(self, key: SyftVerifyKey) -> _Signer | None:
         user = self._user_with(key)
@@ -234,7 +238,9 @@ class HardenedDatasite(Datasite):
 
     def caller_of(self, key: str) -> Caller | None:
         """Give the account that signs with `key`, as it is now; None when it may do nothing."""
-        signer = self.signer(SyftVerifyKey.from_string(key))
+        signer = self._remembered(key, self.changes.version())
+        if signer is None:
+            signer = self.signer(SyftVerifyKey.from_string(key))
         return signer.caller if signer else None
 
     def _reason_to_refuse(self, call: SyftAPICall, signer: _Signer) -> str | None:

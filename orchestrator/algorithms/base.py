@@ -91,8 +91,8 @@ class Gathered(ABC):
     def __init__(self) -> None:
         self.counted: dict[str, int] = {}
         self.samples = 0
-        self.effective = Fraction(0)
-        self.normalised = Fraction(0)
+        self.effective: Fraction | int = 0
+        self.normalised: Fraction | int = 0
         self.control: Parameters = {}
 
     @abstractmethod
@@ -142,8 +142,12 @@ class Gathering(Gathered):
             self.control = add(self.control, brought) if self.control else as_float64(brought)
         self.counted[site_id] = update["round_num"]
         self.samples += samples
-        self.effective += samples * Fraction(amount)
-        self.normalised += samples / Fraction(amount)
+        if amount == 1.0:
+            self.effective += samples
+            self.normalised += samples
+        else:  # exactly, so that equal amounts cancel
+            self.effective += samples * Fraction(amount)
+            self.normalised += samples / Fraction(amount)
 
     def combined(self) -> Combined:
         """See `Gathered.combined`."""

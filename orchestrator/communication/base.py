@@ -158,6 +158,13 @@ class SiteCommunication(CommunicationInterface):
             )
         return cast("dict[str, Any]", update)
 
+    def forget_model(self, datasite_id: str) -> None:
+        """Let go of the model that this thread has sent to a site, if it has.
+
+        A run's threads ask now this site and now that one: each would hold models of old rounds.
+        """
+        self._sent.models.pop(datasite_id, None)
+
     def disconnect_from_datasite(self, datasite_id: str) -> bool:
         """See `CommunicationInterface`."""
         carrier = self._carriers.pop(datasite_id, None)
