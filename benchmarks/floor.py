@@ -19,11 +19,13 @@ What the children must have sent is checked after the last round, outside the cl
 import argparse
 import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Final
 
@@ -61,7 +63,7 @@ def medians(*measured: Samples) -> dict[str, float]:
 def _plain(children: int, parameters: int, rounds: int) -> list[float]:
     numbers: Numbers = np.ones(parameters, np.float32)
     taken = []
-    with _started(children, _add) as pipes:
+    with _started(children, "add") as pipes:
         for _ in range(_WARM_UP + rounds):
             begin = time.perf_counter()
             for pipe in pipes:
@@ -99,7 +101,10 @@ def _quickest(children: int, parameters: int, rounds: int) -> list[float]:
         if not _fill(pipe, answer):
             raise RuntimeError("a child of the floor ended")
 
-    with _started(children, _echo, parameters) as pipes, ThreadPoolExecutor(children) as pool:
+    with (
+        _started(children, "echo", parameters) as pipes,
+        ThreadPoolExecutor(children) as pool,
+    ):
         for _ in range(_WARM_UP + rounds):
             begin = time.perf_counter()
             list(pool.map(exchange, pipes, received))
@@ -134,17 +139,21 @@ def _fill(pipe: Connection, numbers: Numbers) -> bool:
 
 
 @contextmanager
-def _started(
-    number: int, child: Callable[[Connection, int], None], parameters: int = 0
-) -> Iterator[Sequence[Connection]]:
-    """Give the pipes to so many children; they see the end of theirs, and are waited for."""
-    context = get_context("spawn")
+def _started(number: int, child: str, parameters: int = 0) -> Iterator[Sequence[Connection]]:
+    """Give the pipes to so many children; they see the end of theirs, and are waited for.
+
+    A child is this file as a program, which loads numpy and nothing of the federation.
+    """
     pipes, processes = [], []
     try:
         for _ in range(number):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_in_session, args=(child, theirs, parameters))
-            process.start()
+            ours, theirs = Pipe()
+            command = [sys.executable, __file__, "--be", child, str(theirs.fileno())]
+            process = subprocess.Popen(
+                [*command, "--parameters", str(parameters)],
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # as a site is: the scheduler shares among sessions
+            )
             theirs.close()
             pipes.append(ours)
             processes.append(process)
@@ -153,14 +162,10 @@ def _started(
         for pipe in pipes:
             pipe.close()
         for process in processes:
-            process.join()
+            process.wait()
 
 
-def _in_session(
-    child: Callable[[Connection, int], None], pipe: Connection, parameters: int
-) -> None:
-    os.setsid()  # as a site is: the scheduler shares among sessions
-    child(pipe, parameters)
+CHILDREN: Final[Mapping[str, Callable[[Connection, int], None]]] = {"add": _add, "echo": _echo}
 
 
 def main() -> None:
@@ -169,7 +174,13 @@ def main() -> None:
     parser.add_argument("--children", type=int, default=4)
     parser.add_argument("--parameters", type=int, default=2_500_000)
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--be", nargs=2, metavar=("CHILD", "FD"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.be:
+        child, descriptor = arguments.be
+        with Connection(int(descriptor)) as pipe:
+            CHILDREN[child](pipe, arguments.parameters)
+        return
     samples = measure(arguments.children, arguments.parameters, arguments.rounds)
     for name in FLOORS:
         print(f"{name}: {statistics.median(samples[name]):.3g} ms")

@@ -6,11 +6,14 @@ orchestrator has in memory, or has connected, is then nobody else's.
 
 import gc
 import itertools
+import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -148,11 +151,15 @@ def live_sites(number: int, source: Path | None) -> Iterator[Testbed]:
             distribution=DataDistribution.IID,
             seed=0,
         )
-        for path in paths:
-            contract = ("--schema", str(AI4I_SCHEMA), "--name", "ai4i")
-            config = ("--config", str(testbed.config_file(path.stem)))
-            run_datasite("data", "register", str(path), *contract, *config)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # the commands are processes
+            list(pool.map(partial(_register, testbed), paths))
         yield testbed
+
+
+def _register(testbed: Testbed, path: Path) -> None:
+    contract = ("--schema", str(AI4I_SCHEMA), "--name", "ai4i")
+    config = ("--config", str(testbed.config_file(path.stem)))
+    run_datasite("data", "register", str(path), *contract, *config)
 
 
 @contextmanager

@@ -157,9 +157,9 @@ def _rounds(settings: Settings, testbed: Testbed, sites: int) -> Outcome:
         size = size_near(asked)
         rounds = _rounds_of(settings.rounds, sites, size)
         _say(f"{sites} sites, {size.parameters:,} parameters, {rounds} rounds")
-        before = apart(floor.measure, sites, size.parameters, rounds)
+        before = floor.measure(sites, size.parameters, rounds)
         cell = apart(measure_null, testbed, size, rounds)
-        after = apart(floor.measure, sites, size.parameters, rounds)
+        after = floor.measure(sites, size.parameters, rounds)
         cell |= {"sites": sites, "asked": asked, "floor_ms": floor.medians(before, after)}
         cells.append(cell)
         quantities += _of_a_cell(cell)

@@ -256,6 +256,15 @@ def test_a_model_sent_is_held_as_it_was(connected: Line) -> None:
     assert {name: t.tolist() for name, t in update["parameters"].items()} == {"w": [2.0]}
 
 
+def test_a_model_that_was_forgotten_must_be_sent_again(connected: Line) -> None:
+    """A run lets go of each, lest its threads hold the models of old rounds."""
+    connected.communication.send_model(weights(1.0), SITE)
+    connected.communication.forget_model(SITE)
+    connected.communication.forget_model(SITE)
+    with pytest.raises(CommunicationError, match="call send_model first"):
+        connected.communication.request_training(CONFIG, SITE)
+
+
 def test_asking_twice_sends_the_same_model(connected: Line) -> None:
     """A retry needs no second `send_model`, and leaves the configuration alone."""
     connected.communication.send_model(weights(1.0), SITE)

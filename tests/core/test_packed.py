@@ -4,8 +4,10 @@ A model of one dtype takes a way of its own through the arithmetic; it must come
 tensor by tensor.
 """
 
+import copy
 import json
 import math
+import pickle
 from typing import Any, Final, cast
 
 import numpy as np
@@ -41,6 +43,15 @@ from orchestrator.aggregation import Contribution, SimpleAverage, WeightedAverag
 FLOATING: Final = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 DTYPES: Final = [*FLOATING, torch.int64, torch.int32, torch.uint8, torch.bool]
 COUNTERS: Final = [torch.int64, torch.uint8, torch.bool]
+
+UPDATE: Final[dict[str, Any]] = {
+    "kind": "update",
+    "datasite_id": "factory-1",
+    "round_num": 0,
+    "num_samples": 1,
+    "num_steps": 1,
+    "metrics": {},
+}
 
 names = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
 seeds = st.integers(0, 2**32 - 1)
@@ -504,3 +515,49 @@ def test_a_request_keeps_the_model_that_was_packed_for_all_sites() -> None:
     assert isinstance(first.body, memoryview)
     assert np.frombuffer(first.body, dtype=np.float32).tolist() == list(range(8))
     assert not wire.is_kind(wire.decode(first), TrainRequest)
+
+
+def test_the_tensors_of_a_laid_model_are_there_when_they_are_looked_for() -> None:
+    """However it is looked at first; all of them lie in the one memory."""
+    shapes = (("a", torch.Size([2])), ("b", torch.Size([1, 2])))
+    looks = (
+        list,
+        lambda model: list(model.items()),
+        lambda model: list(model.values()),
+        lambda model: {**model},
+        dict,
+        lambda model: model | {},
+        copy.copy,
+        lambda model: pickle.loads(pickle.dumps(model)),  # noqa: S301 - our own bytes
+    )
+    for look in looks:
+        assert len(look(Laid(shapes, torch.arange(4.0)))) == 2
+    model = Laid(shapes, torch.arange(4.0))
+    assert model
+    assert "b" in model
+    model["b"].zero_()
+    assert model.flat.tolist() == [0.0, 1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: model.update(b=torch.ones(2)),
+        lambda model: model.pop("a"),
+        lambda model: model.__setitem__("a", torch.ones(2)),
+        lambda model: model.__delitem__("a"),
+        lambda model: model.setdefault("c", torch.ones(1)),
+        lambda model: model.clear(),
+    ],
+)
+def test_a_laid_model_that_was_changed_is_taken_tensor_by_tensor(change: Any) -> None:
+    """What is not in the memory must not be forgotten, and what was taken out must not travel."""
+    model = Laid((("a", torch.Size([2])), ("b", torch.Size([2]))), torch.arange(4.0))
+    plain = dict(model)
+    change(model)
+    change(plain)
+    assert laid(model) is None
+    arrived = wire.decode(wire.encode(cast("Message", {**UPDATE, "parameters": model})))
+    expected = wire.decode(wire.encode(cast("Message", {**UPDATE, "parameters": plain})))
+    assert digest(cast("Any", arrived)["parameters"]) == digest(cast("Any", expected)["parameters"])
+    assert cast("Any", arrived)["parameters"].keys() == plain.keys()

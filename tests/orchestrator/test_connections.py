@@ -405,6 +405,42 @@ def test_an_answer_without_a_size_lasts_until_the_connection_ends() -> None:
         assert bytes(server.ask().content) == b"fine"
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        b"Content-Length: 5\r\nX-Word: two words",
+        b"CONTENT-LENGTH:5\r\nx-word:\t two words ",
+        b"X-Word: two\r\n words\r\nContent-Length: 5",
+        b"X-Other: 1\r\nX-Word: two words\r\nX-Other: 2\r\nContent-Length: 5",
+        b"X-Long: " + b"x" * 20_000 + b"\r\nX-Word: two words\r\nContent-Length: 5",
+    ],
+    ids=["as sites write", "other letters", "folded", "twice", "long"],
+)
+def test_headers_of_every_form_are_read(headers: bytes) -> None:
+    """In the form that sites write, and in those that only Python's own reader knows."""
+
+    def turn(server: Server, connection: Connected) -> None:
+        for _ in range(2):  # and the connection stays
+            server.answer(connection, b"HTTP/1.1 201 Made\r\n" + headers + b"\r\n\r\nhello")
+
+    with serving(turn) as server:
+        for _ in range(2):
+            answer = server.ask(b"?")
+            assert (answer.status, bytes(answer.content)) == (201, b"hello")
+            assert " ".join(answer.headers["x-word"].split()) == "two words"
+
+
+def test_what_nobody_asked_for_ends_the_connection() -> None:
+    """More than an answer says it has would be taken for the beginning of the next."""
+
+    def first(server: Server, connection: Connected) -> None:
+        server.answer(connection, OK + b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nlies")
+        assert connection.is_left()
+
+    with serving(first, Server.answer) as server:
+        assert bytes(server.ask(b"?").content) == bytes(server.ask(b"?").content) != b"lies"
+
+
 @pytest.mark.parametrize("size_bytes", [MAX_MESSAGE_BYTES + 1, 10**15])
 def test_an_answer_beyond_the_limit_is_refused_by_what_it_says(size_bytes: int) -> None:
     """Nothing is set aside for it, no receiver is asked for room, and nothing of it is read."""
