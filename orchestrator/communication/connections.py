@@ -198,6 +198,7 @@ class _Plain(NamedTuple):
         size, status = headers.get("content-length", ""), int(first[9:12])
         is_plain = (
             len(headers) == len(pairs)
+            and block.count(b"\n") == len(lines)
             and all(map(_NAME.fullmatch, headers))
             and "transfer-encoding" not in headers
             and _SIZE.fullmatch(size) is not None
