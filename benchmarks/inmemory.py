@@ -14,7 +14,7 @@ import torch
 
 from core.configuration import parse, read_yaml
 from core.evaluation import best_threshold, count_scores, summarise
-from core.models import TorchModel, build_model
+from core.models import TorchModel, build_model, load_model
 from core.parameters import count
 from core.seeds import derive_seed
 from datasite.caller import Caller, Role
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from core.messages import Preprocessing, ScoreCounts
     from orchestrator.communication.memory import Handler
     from orchestrator.observer import Observer
+    from orchestrator.start import Start
 
 RESEARCHER = "researcher@benchmark.example.com"
 
@@ -138,6 +139,29 @@ class SampleFederation:
         if checkpoint is None:
             raise ValueError(f"{name}: has no checkpoint")
         return checkpoint
+
+    def model_file(self, name: str) -> Path:
+        """Give the file that a run has left its final model in."""
+        return self._store.folder(name) / "model.safetensors"
+
+    def score(self, start: Start, config: ExperimentConfig) -> dict[str, float]:
+        """Give the metrics of a model that was not trained here, on all test parts together.
+
+        Args:
+            start: Its parameters and its scaler.
+            config: Of the model, the split and the seed.
+        """
+        preprocessing = start.scaled(_over_all_rows(self.parts(config)))
+        parts = [part.test for part in self.parts(config)]
+        inputs, labels = _tensors(parts, preprocessing)
+        model = load_model(
+            model_spec(config),
+            start.parameters,
+            sensors=inputs.shape[-1],
+            window_steps=inputs.shape[1],
+        )
+        validation = _tensors([part.validation for part in self.parts(config)], preprocessing)
+        return summarise(_score(model, inputs, labels), best_threshold(_score(model, *validation)))
 
     def count_parameters(self, name: str) -> int:
         """Give how many numbers the model of a run has."""

@@ -37,10 +37,17 @@ def _available_model(name: str) -> str:
 
 
 class ModelChoice(Section):
-    """Which model, with the options of its architecture; see `orchestrator models`."""
+    """Which model, with the options of its architecture; see `orchestrator models`.
+
+    Attributes:
+        start: A safetensors file with the parameters to start from, such as a run's final model; by
+            default they are drawn from the seed. A relative path starts at the current folder. The
+            run keeps what the file has at its beginning, and a scaler in it comes along.
+    """
 
     type: Annotated[str, AfterValidator(_available_model)] = ModelType.CNN.value
     options: dict[str, int] = Field(default_factory=dict)
+    start: Annotated[Path, AfterValidator(Path.absolute)] | None = None
 
 
 class ClassWeight(Enum):

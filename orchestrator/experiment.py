@@ -153,6 +153,7 @@ class ExperimentOrchestrator(OrchestratorInterface):
             folder=self._store.folder(run_id),
             waiting=waiting,
             observer=self._observer,
+            start=self._store.start(run_id) if saved is None else None,
         )
         joining, model = preparation.agree()
         agreement = joining.agreement
@@ -245,7 +246,7 @@ class ExperimentOrchestrator(OrchestratorInterface):
                 {"rounds": rounds, "chosen_round": chosen_round}
             ),
         }
-        self._store.save_results(run_id, results, parameters)
+        self._store.save_results(run_id, results, parameters, last.preprocessing)
 
     def _move(self, run_id: str, status: ExperimentStatus, message: str = "") -> None:
         self._store.move(run_id, status, message=message)

@@ -27,6 +27,7 @@ from orchestrator.observer import Observer
 from orchestrator.privacy import DifferentialPrivacy
 from orchestrator.private_runs import RunLedger, ask_account, ask_accounts, preprocessing_of
 from orchestrator.roster import pinned
+from orchestrator.start import Start
 from orchestrator.waiting import Waiting
 
 
@@ -39,6 +40,7 @@ class Preparation:
         folder: The run's.
         waiting: How it is waited for those that are away.
         observer: Told who is there, and what it costs.
+        start: What the run starts from; None for its seed, or for a checkpoint.
     """
 
     run_id: str
@@ -47,11 +49,13 @@ class Preparation:
     folder: Path
     waiting: Waiting
     observer: Observer
+    start: Start | None = None
 
     def agree(self) -> tuple[Joining, TorchModel]:
         """Log in, propose the plan, wait for its approval; and build the starting model.
 
         Raises:
+            ConfigurationError: `start` does not fit the model or the data.
             FederatedLearningError: Too few sites take part; it says who is missing and why.
         """
         fleet, config, waiting = self.waiting.fleet, self.config, self.waiting
@@ -62,6 +66,8 @@ class Preparation:
         sites = described.ok
         schema = require_alike(sites, config.dataset)
         model = _initial_model(config, schema)
+        if self.start is not None:
+            self.start.fill(model)
         spec = ALGORITHMS[config.algorithm.name].spec(config.algorithm)
         known = Answers(ok=sites, failed={**logins.failed, **described.failed})
         secure = pinned(config, known, self.chosen, self.folder)
@@ -133,9 +139,16 @@ class Preparation:
     def preprocessing(self, agreement: Agreement) -> Preprocessing:
         """Give one scaler and one class weight, from the sites' sums or from the schema alone.
 
+        The scaler of a start goes before both: its parameters were fitted to data in that scale.
+
         Raises:
+            ConfigurationError: The scaler of the start is for other features.
             FederatedLearningError: Too few sites tell their sums, or nothing follows from them.
         """
+        agreed = self._of_data(agreement)
+        return agreed if self.start is None else self.start.scaled(agreed)
+
+    def _of_data(self, agreement: Agreement) -> Preprocessing:
         weighting = self.config.training.positive_weight
         if isinstance(self.config.privacy, DifferentialPrivacy):
             return preprocessing_of(agreement.schema, weighting)

@@ -2,6 +2,7 @@
 
     runs/index.db                      status of every run (SQLite)
     runs/RUN/experiment.json           the configuration as it was understood
+    runs/RUN/start.safetensors         what it starts from, where that is a file's; see `start`
     runs/RUN/checkpoints/round_000007.safetensors
     runs/RUN/rounds.jsonl              one line a round; exported again by `orchestrator show`
     runs/RUN/results.json, model.safetensors
@@ -36,6 +37,7 @@ from orchestrator.circuit import Standing
 from orchestrator.configuration import ExperimentConfig
 from orchestrator.files import part_of, write_whole
 from orchestrator.ownership import Ownership
+from orchestrator.start import START_FILE, Start, keep_start, kept_sha256, kept_start, model_file
 
 _CHECKPOINTS_KEPT = 3
 _STATE = "state:"
@@ -102,10 +104,10 @@ class RunStore:
             _Table.metadata.create_all(self._engine)
 
     def create(self, run_id: str, config: ExperimentConfig) -> None:
-        """Record a new PENDING run.
+        """Record a new PENDING run, and keep what it starts from.
 
         Raises:
-            ConfigurationError: `run_id` is no name for a folder.
+            ConfigurationError: `run_id` is no name for a folder, or `model.start` no start.
             ExperimentError: There is one of that id already.
         """
         if not _RUN_ID.fullmatch(run_id):
@@ -129,6 +131,8 @@ class RunStore:
                 )
             )
             session.flush()  # from here on nobody else can take the id
+            if config.model.start is not None:
+                keep_start(config.model.start, folder)
             write_whole(folder / _CONFIG, config.model_dump_json(indent=2).encode())
 
     def move(
@@ -188,6 +192,15 @@ class RunStore:
             raise ExperimentError(
                 f"{path} cannot be read ({type(exc).__name__}); start a new run instead"
             ) from exc
+
+    def start(self, run_id: str) -> Start | None:
+        """Give what the run starts from, as it was when the run was recorded; None for its seed.
+
+        Raises:
+            ConfigurationError, ExperimentError: As `config` and `kept_start`.
+        """
+        file = self.config(run_id).model.start
+        return None if file is None else kept_start(self.folder(run_id), file)
 
     def owned(self, run_id: str) -> AbstractContextManager[None]:
         """Own the run for as long as the context lasts; see `Ownership.held`."""
@@ -310,10 +323,16 @@ class RunStore:
             return {}
         return found
 
-    def save_results(self, run_id: str, results: dict[str, Any], parameters: Parameters) -> None:
-        """Keep the final results and the final model."""
+    def save_results(
+        self,
+        run_id: str,
+        results: dict[str, Any],
+        parameters: Parameters,
+        preprocessing: Preprocessing,
+    ) -> None:
+        """Keep the final results, and the final model with the scaler that belongs to it."""
         folder = self.folder(run_id)
-        write_whole(folder / "model.safetensors", safetensors.torch.save(parameters))
+        write_whole(folder / "model.safetensors", model_file(parameters, preprocessing))
         write_whole(folder / "results.json", json.dumps(results, indent=2).encode())
 
     def results(self, run_id: str) -> dict[str, Any]:
@@ -326,6 +345,7 @@ class RunStore:
             "name": row.name,
             "folder": str(self.folder(run_id)),
             "rounds_planned": row.rounds,
+            "start": self._started_from(run_id),
             **saved,
             "status": row.status,
             "message": row.message,
@@ -333,6 +353,14 @@ class RunStore:
             "sites": self.sites(run_id),
             "rounds": self.rounds(run_id),
         }
+
+    def _started_from(self, run_id: str) -> dict[str, str] | None:
+        """Give `file` and `sha256` of what the run starts from; None for its seed, or unknown."""
+        with suppress(ExperimentError):
+            file = self.config(run_id).model.start
+            if file is not None:
+                return {"file": str(file), "sha256": kept_sha256(self.folder(run_id))}
+        return None
 
     @contextmanager
     def _session(self) -> Iterator[Session]:
@@ -345,9 +373,10 @@ class RunStore:
 
 
 def _has_begun(folder: Path) -> bool:
-    """Tell whether more than a configuration is there, which a crash may leave of a new run."""
+    """Tell whether more is there than what a crash may leave of a new run."""
     written = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    return not written <= {_CONFIG, part_of(folder / _CONFIG).name}
+    first = (folder / START_FILE, folder / _CONFIG)
+    return not written <= {name for path in first for name in (path.name, part_of(path).name)}
 
 
 def _by_group(tensors: Parameters) -> dict[str, Parameters]:

@@ -24,6 +24,9 @@ def echo_results(results: dict[str, Any]) -> None:
         typer.echo(f"  {ORPHANED} {results['experiment_id']}")
     if results["message"]:
         typer.echo(f"  {results['message']}")
+    if results["start"] is not None:
+        start = results["start"]
+        typer.echo(f"started from {start['file']} (SHA-256 {start['sha256']})")
     if "privacy_level" in results:
         typer.echo(f"privacy level: {LEVELS_IN_WORDS[results['privacy_level']]}")
     drifts = DriftWarnings()

@@ -1,5 +1,6 @@
 """The `orchestrator` command, as a shell sees it: output and exit codes."""
 
+import hashlib
 import json
 import re
 import socket
@@ -230,6 +231,24 @@ def test_a_run_is_shown_and_exported(
     assert len((tmp_path / "rounds.csv").read_text().splitlines()) == 3
     assert orchestrator("show", "one", *folder, "--json") == 0
     assert json.loads(capsys.readouterr().out) == federation.store.results("one")
+
+
+def test_a_run_is_shown_with_what_it_started_from(
+    orchestrator: Command,
+    federation: Federation,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The file and its SHA-256, as `sha256sum` gives it; without a file there is no such line."""
+    federation.run("first", rounds=1)
+    start = federation.store.folder("first") / "model.safetensors"
+    federation.run("second", rounds=1, model={"start": str(start)})
+    folder = ("--runs", str(federation.store.root))
+    assert orchestrator("show", "second", *folder) == 0
+    sha256 = hashlib.sha256(start.read_bytes()).hexdigest()
+    assert f"started from {start} (SHA-256 {sha256})\n" in capsys.readouterr().out
+    assert orchestrator("show", "first", *folder) == 0
+    assert "started from" not in capsys.readouterr().out
 
 
 def test_a_run_is_shown_with_what_has_drifted(

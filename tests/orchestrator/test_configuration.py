@@ -312,3 +312,13 @@ def test_the_sites_file_is_kept_with_its_whole_path(
     settings = {"name": "x", "rounds": 1, "dataset": "d", "sites": "sites.yaml"}
     config = parse(settings, ExperimentConfig, source="test")
     assert config.sites == tmp_path / "sites.yaml"
+
+
+def test_a_start_is_kept_with_its_whole_path(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """So that the run's record says which file it was, from whatever folder one looks."""
+    monkeypatch.chdir(tmp_path)
+    config = parse(settings(model={"start": "model.safetensors"}), ExperimentConfig, source="test")
+    assert config.model.start == tmp_path / "model.safetensors"
+    assert parse(settings(), ExperimentConfig, source="test").model.start is None

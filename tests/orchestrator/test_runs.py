@@ -1,5 +1,6 @@
 """The record of runs, on a disk that fills up and under processes that are killed."""
 
+import hashlib
 import json
 import os
 import resource
@@ -12,12 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from core import ConfigurationError, ExperimentError, ExperimentStatus
 from core.messages import Preprocessing
 from core.parameters import digest
-from orchestrator.configuration import ExperimentConfig
+from orchestrator.configuration import ExperimentConfig, ModelChoice
 from orchestrator.runs import Checkpoint, RunStore
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,6 +84,84 @@ def test_a_run_whose_creation_was_cut_short_is_created_again(store: RunStore, le
     store.create("two", CONFIG)
     assert store.config("two") == CONFIG
     assert [path.name for path in folder.iterdir()] == ["experiment.json"]
+
+
+def starting_from(file: Path) -> ExperimentConfig:
+    """Give `CONFIG` with a model that starts from `file`."""
+    return CONFIG.model_copy(update={"model": ModelChoice(start=file)})
+
+
+def safetensors_of(value: float, metadata: dict[str, str] | None = None) -> bytes:
+    """Give a file with one number."""
+    return safetensors.torch.save({"w": torch.tensor([value])}, metadata)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "cannot be read: No such file or directory; name a model that a run has left"),
+        (b"", "is no safetensors file"),
+        (b"name: test\nrounds: 2\n", "is no safetensors file"),
+        (safetensors_of(float("nan")), "'w' holds values that are not finite"),
+        (safetensors_of(float("inf")), "'w' holds values that are not finite"),
+        (safetensors_of(1.0, {"scaler": "wide"}), "what it says of its scaler"),
+        (safetensors_of(1.0, {"scaler": '{"mean": [0], "scale": [0]}'}), "scales above 0"),
+        (safetensors_of(1.0, {"scaler": '{"mean": [], "scale": [1]}'}), "what it says of its"),
+    ],
+    ids=["none", "empty", "YAML", "NaN", "infinite", "no scaler", "scale 0", "lengths"],
+)
+def test_a_start_that_is_none_is_refused_and_leaves_no_run(
+    store: RunStore, tmp_path: Path, content: bytes | None, said: str
+) -> None:
+    """The file is named; and when it is mended the same id can be used."""
+    file = tmp_path / "model.safetensors"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ConfigurationError) as caught:
+        store.create("two", starting_from(file))
+    assert str(caught.value).startswith(f"model.start: {file}")
+    assert said in str(caught.value)
+    assert not store.has("two")
+    file.write_bytes(safetensors_of(1.0))
+    store.create("two", starting_from(file))
+    start = store.start("two")
+    assert start is not None
+    assert (start.parameters["w"].item(), start.scaler) == (1.0, None)
+
+
+def test_a_start_is_kept_as_it_was(store: RunStore, tmp_path: Path) -> None:
+    """What becomes of the file later is nothing to the run."""
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(safetensors_of(1.0))
+    store.create("two", starting_from(file))
+    told = store.results("two")["start"]
+    file.write_bytes(safetensors_of(2.0))
+    start = store.start("two")
+    assert start is not None
+    assert start.parameters["w"].item() == 1.0
+    assert store.results("two")["start"] == told
+    assert told["sha256"] == hashlib.sha256(safetensors_of(1.0)).hexdigest()
+
+
+@pytest.mark.parametrize("left", [".start.safetensors.part", "start.safetensors"])
+def test_what_a_run_that_never_was_has_kept_is_nobodys_start(store: RunStore, left: str) -> None:
+    """A crash came between the start and the index; then a run of that id is begun without one."""
+    folder = store.folder("two")
+    folder.mkdir()
+    (folder / left).write_bytes(safetensors_of(1.0))
+    store.create("two", CONFIG)
+    assert store.start("two") is None
+    assert store.results("two")["start"] is None
+
+
+def test_a_start_that_is_lost_is_told(store: RunStore, tmp_path: Path) -> None:
+    """A run that has no checkpoint yet cannot go on without it."""
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(safetensors_of(1.0))
+    store.create("two", starting_from(file))
+    (store.folder("two") / "start.safetensors").unlink()
+    with pytest.raises(ExperimentError, match=r"start.safetensors cannot be read: No such file"):
+        store.start("two")
 
 
 def test_a_folder_with_more_than_a_configuration_is_nobodys_new_run(store: RunStore) -> None:
@@ -337,7 +417,12 @@ def test_a_run_whose_folder_is_gone_cannot_be_owned(store: RunStore) -> None:
 def test_results_are_those_saved_with_where_the_run_stands(store: RunStore) -> None:
     """The index knows the status, the history the rounds, and the file the rest."""
     store.append_round("one", {"round_num": 0})
-    store.save_results("one", {"seed": 7, "status": "old"}, {"w": torch.zeros(1)})
+    store.save_results(
+        "one",
+        {"seed": 7, "status": "old"},
+        {"w": torch.zeros(1)},
+        Preprocessing(mean=[0.1], scale=[2.0], positive_weight=3.0),
+    )
     store.move("one", ExperimentStatus.COMPLETED, rounds_done=1)
     results = store.results("one")
     assert (results["experiment_id"], results["seed"], results["status"]) == ("one", 7, "COMPLETED")
