@@ -96,11 +96,19 @@ MANY_EPOCHS: Final[Mapping[str, Any]] = {"training": {"local_epochs": 10, "weigh
 
 _TEXT: Final = """# Privacy levels: what they cost, what attacks find
 
-`python benchmarks/privacy.py --source {source}` on {date}, {cores} cores, {minutes:.0f} minutes.
-AI4I, three in-memory sites, IID, FedAvg with the CNN; the models of {targets} seeds are attacked.
-Mean ± half the 95 % interval (Student's t over seeds). DP is (ε, 1e-5) for each training window,
-with the settings of `ai4i-private.yaml`; [what was tried](privacy-tuning.json) was tried on other
-seeds. To tune on private data costs privacy too, and that is not counted here.
+`python benchmarks/privacy.py --source {source}` on {date}, {cores} cores that others used,
+{minutes:.0f} minutes beside other work. AI4I, three in-memory sites, IID, FedAvg with the CNN,
+{targets} seeds; PR-AUC on all test parts together. DP is (ε, 1e-5) for each training window, with
+the settings of `ai4i-private.yaml`; [what was tried](privacy-tuning.json) was tried on other seeds.
+To tune on private data costs privacy too, and that is not counted here.
+
+## Utility
+
+{utility}
+
+## What attacks find
+
+Mean ± half the 95 % interval (Student's t over seeds).
 
 {ordinary}
 
@@ -360,11 +368,25 @@ def report(results: Mapping[str, Any]) -> str:
         )
         for entry in levels.values()
     ]
+    spread = [
+        (
+            entry["title"],
+            f"{np.mean(found):.3f} ± {np.std(found, ddof=1):.3f}",
+            f"{min(found):.3f}",
+            f"{max(found):.3f}",
+            f"{np.mean(found) / best:.3f}",
+        )
+        for entry in levels.values()
+        for found in (entry["ordinary"]["pr_auc"],)
+    ]
     membership = ("loss: AUC", "TPR at 1 %", "ratio: AUC", "TPR at 1 %")
     guess = levels["none"]["inversion"]
     return _TEXT.format(
         **there,
         **{name: results[name] for name in ("source", "targets", "shadows", "trials", "minutes")},
+        utility=markdown_table(
+            ("level", "PR-AUC, mean ± deviation", "least", "greatest", "of none"), spread
+        ),
         ordinary=markdown_table(
             ("level", "PR-AUC", "of none", *membership, *(f"inversion, {case}" for case in CASES)),
             utility,
