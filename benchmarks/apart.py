@@ -7,6 +7,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from core.commands import configure_logging
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -45,6 +47,7 @@ def _answer(
     kwargs: Mapping[str, object],
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this one
+    configure_logging(debug=False)  # as in `orchestrator run`
     pipe.send(work(*args, **kwargs))
 
 

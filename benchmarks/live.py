@@ -21,7 +21,6 @@ import torch
 from apart import forget_peak, peak_bytes, resident_bytes
 from measuring import spread
 
-from core.commands import configure_logging
 from core.configuration import parse, read_yaml
 from core.enums import DataDistribution
 from core.models import build_model
@@ -268,7 +267,6 @@ def _null_experiment(
 
 @contextmanager
 def _connected(config: ExperimentConfig, testbed: Testbed) -> Iterator[Fleet]:
-    configure_logging(debug=False)  # as in `orchestrator run`
     fleet = Fleet(over_pysyft(config), load_federation(testbed.sites_file).sites, attempts=1)
     try:
         fleet.connect().require(len(fleet.site_ids), what="log-in")

@@ -5,6 +5,7 @@ import random
 
 import pytest
 from dp_accounting import dp_event
+from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
 from scipy import integrate, stats
 
@@ -65,6 +66,37 @@ def test_the_noise_for_a_budget_is_the_published_one() -> None:
     steps = int(90 / 0.04)
     sigma = noise_multiplier(most=8.0, delta=DELTA, sample_rate=0.04, steps=steps)
     assert sigma == pytest.approx(1.41602, abs=1e-2)
+
+
+def test_the_noise_for_a_budget_by_the_tighter_accountant_is_the_published_one() -> None:
+    """Likewise σ = 1.34766 by privacy loss random variables: it costs that ε and no more."""
+    spent = epsilon_by_prv([Event(1.34766, 0.04, int(90 / 0.04))], DELTA)
+    assert spent == pytest.approx(8.0, abs=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("event", "by_losses"),
+    [
+        (Event(1.1, 256 / 60_000, 14_100), 2.3852),
+        (Event(4.0, 0.01, 10_000), 0.9470),
+        (Event(1.0, 0.01, 1_000), 1.8282),
+        (Event(1.0, 64 / 2_000, 50 * math.ceil(2_000 / 64)), 8.52),
+        (Event(1.0, 1.0, 50), 54.38),
+    ],
+    ids=str,
+)
+def test_what_is_told_beside_the_budget_is_near_the_distribution_of_losses(
+    event: Event, by_losses: float
+) -> None:
+    """Google's privacy loss distributions give these numbers; ours are just above, as bounds."""
+    accountant = PLDAccountant()
+    noise = dp_event.GaussianDpEvent(event.noise_multiplier)
+    step = dp_event.PoissonSampledDpEvent(event.sample_rate, noise)
+    accountant.compose(step, event.steps)
+    theirs = float(accountant.get_epsilon(DELTA))
+    assert theirs == pytest.approx(by_losses, abs=1e-2)
+    ours = epsilon_by_prv([event], DELTA)
+    assert theirs - 1e-2 <= ours <= theirs + 2e-2
 
 
 def test_two_accountants_agree_on_random_schedules() -> None:

@@ -5,6 +5,9 @@
 For each point a child process opens a site of its own, answers one round, and kills itself there by
 SIGKILL. What left the site by then lies in a file. The site is opened again afterwards, and asked
 for the same round once more. What was found is printed as JSON, by the names of the points.
+
+Some points are named here; besides, every moment is one at which the round writes a file or ends a
+transaction, as chaos counts them, so that none is forgotten.
 """
 
 import json
@@ -13,9 +16,13 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from ctypes import c_int
 from pathlib import Path
 from typing import Any, Final
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "chaos"))
+
+from moments import UNLIT, Fuse, lay
 from sites import (
     BUDGET,
     PRIVATE,
@@ -114,21 +121,38 @@ def request(plan_id: str) -> dict[str, Any]:
     return train_request(plan_id, model=LARGE, parameters=parameters(model=LARGE))
 
 
-def answer(folder: Path, arm: Callable[[], None]) -> None:
-    """Answer one round, if the site lives to do it; what left is a file."""
+_NEVER: Final = 1 << 30
+
+
+def answer(folder: Path, arm: Callable[[], None], moment: int = UNLIT) -> None:
+    """Answer one round, if the site lives to do it; what left is a file.
+
+    Args:
+        folder: The site's.
+        arm: Has it die at a point of its own.
+        moment: Has it die at one of the round's writes.
+    """
+    fuse = Fuse(c_int(UNLIT), folder / "moment")
+    if moment != UNLIT:
+        lay(fuse)
     site = open_site(folder)
     register(site, folder)
     plan_id = planned(site, model=LARGE, **PRIVATE)
     arm()
+    fuse.light(moment)
     reply = site.handle(encoded(request(plan_id)), RESEARCHER)
+    burned = moment - fuse.left
+    fuse.put_out()
     (folder / "left").write_bytes(reply.joined())
+    (folder / "moments").write_text(str(burned))
 
 
-def killed_at(folder: Path, arm: Callable[[], None]) -> dict[str, Any]:
+def killed_at(folder: Path, arm: Callable[[], None], moment: int = UNLIT) -> dict[str, Any]:
     """Have a site die, and look at what it kept."""
+    folder.mkdir()
     child = os.fork()
     if child == 0:
-        answer(folder, arm)
+        answer(folder, arm, moment)
         os._exit(0)
     _, status = os.waitpid(child, 0)
     site = open_site(folder)
@@ -147,12 +171,17 @@ def killed_at(folder: Path, arm: Callable[[], None]) -> dict[str, Any]:
 
 def main(folder: Path) -> None:
     """Visit every point."""
-    found = {}
-    for number, (name, arm) in enumerate(POINTS.items()):
-        place = folder / str(number)
-        place.mkdir()
-        found[name] = killed_at(place, arm)
-    sys.stdout.write(json.dumps(found))
+    points = {
+        name: killed_at(folder / f"point-{number}", arm)
+        for number, (name, arm) in enumerate(POINTS.items())
+    }
+    killed_at(folder / "whole", POINTS["never"], _NEVER)
+    moments = {}
+    for moment in range(1, 1 + int((folder / "whole" / "moments").read_text())):
+        place = folder / f"moment-{moment}"
+        found = killed_at(place, POINTS["never"], moment)
+        moments[f"{moment}, {(place / 'moment').read_text()}"] = found
+    sys.stdout.write(json.dumps({"points": points, "moments": moments}))
 
 
 if __name__ == "__main__":
