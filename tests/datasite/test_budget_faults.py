@@ -15,6 +15,10 @@ import pytest
 
 TESTS = Path(__file__).resolve().parents[1]
 
+_LONGEST_S = 380  # two dozen sites one after the other, each of which dies and is opened again
+
+pytestmark = pytest.mark.timeout(_LONGEST_S + 20)
+
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
@@ -31,7 +35,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             "OMP_NUM_THREADS": "1",
         },
         capture_output=True,
-        timeout=170,
+        timeout=_LONGEST_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-5000:].decode()
@@ -55,7 +59,7 @@ def test_what_is_committed_is_paid_and_nothing_else(found: dict[str, Any]) -> No
     paid = {point for point, then in found["points"].items() if then["paid"]}
     assert paid == {"paid and kept", "never"}
     *before, last = found["moments"].items()
-    assert last[0].endswith("after COMMIT ledger.db") or "COMMIT" in last[0]
+    assert "after COMMIT" in last[0]
     assert last[1]["paid"] == 1
     assert not any(then["paid"] for _, then in before), "the payment is the round's last write"
 
