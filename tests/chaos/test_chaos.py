@@ -20,7 +20,7 @@ pytestmark = pytest.mark.live
 
 _NEVER: Final = 1 << 30
 
-SCENARIOS: Final = {"orchestrator-writes": 90, "site-writes": 48, "network": 24, "signals": 38}
+SCENARIOS: Final = {"orchestrator-writes": 96, "site-writes": 48, "network": 24, "signals": 32}
 """How many of each kind: every moment of a run at which somebody writes, and every way to cut."""
 
 ALWAYS: Final = {

@@ -204,7 +204,7 @@ def test_a_frozen_site_is_given_up_at_the_deadline(
     """A stopped process costs the deadline and no more, and works again when it goes on."""
     site.send(signal.SIGSTOP)
     try:
-        for request in (b"small", bytes(20_000_000)):
+        for request in (b"small", bytes(12_000_000)):  # more than the system takes in for it
             began = time.monotonic()
             with pytest.raises(DeadlineError, match="no answer within 1 s"):
                 carrier.exchange(Parcel.of(request), deadline_s=1)
