@@ -27,6 +27,7 @@ from core.models import build_model
 from core.models.cnn import CNN
 from core.parameters import count
 from core.schema import DataSchema
+from datasite.training.loop import NAME as TRAINER
 from orchestrator.agreement import (
     agree_on_preprocessing,
     collect_statistics,
@@ -361,7 +362,7 @@ def site_processes(testbed: Testbed) -> dict[str, list[int]]:
             child.pid
             for server in servers
             for child in server.children()
-            if "datasite.training" in child.cmdline()
+            if child.name() == TRAINER
         ],
     }
 

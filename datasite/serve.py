@@ -23,6 +23,7 @@ from datasite.refusals import Refusals
 from datasite.registry import Dataset
 from datasite.serving import PySyftServer
 from datasite.site import FactoryDataSite
+from datasite.trainer import Trainer, TrainerProcess
 
 
 def serve(config: SiteConfig) -> None:
@@ -34,9 +35,22 @@ def serve(config: SiteConfig) -> None:
         DataSiteError: The port is taken, the site runs already, or what `private_log` says.
     """
     require_private(config)
+    # What will not do is said before a state is made. It is read again when the trainer is there,
+    # which begins as a copy of this process and is to have no password and no key.
+    configured_accounts(config)
+    _open_tls(config.listen.tls)
+    state = open_state(config)
+    with held(state, site_id=config.site_id), private_log(state, site_id=config.site_id):
+        threads = config.training.threads
+        trainer = TrainerProcess(site_id=config.site_id, threads=threads, is_copy=True)
+        with closing(trainer):
+            _serve(config, trainer)
+
+
+def _serve(config: SiteConfig, trainer: Trainer) -> None:
     accounts = configured_accounts(config)
     tls = _open_tls(config.listen.tls)
-    site = FactoryDataSite()
+    site = FactoryDataSite(lambda _: trainer)
     refusals = Refusals(lambda entry: audit.write(site.ledger, entry))
     server = PySyftServer(
         site_id=config.site_id,
@@ -50,14 +64,7 @@ def serve(config: SiteConfig) -> None:
         on_refused=refusals.note,
         allocate=site.allocate,
     )
-    state = open_state(config)
-    with (
-        held(state, site_id=config.site_id),
-        private_log(state, site_id=config.site_id),
-        closing(site),
-        closing(refusals),
-        closing(server),
-    ):
+    with closing(site), closing(refusals), closing(server):
         site.open(config)
         server.open()
         desk = AccountDesk(

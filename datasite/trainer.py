@@ -6,8 +6,6 @@ work, and so that a crash costs one reply and not the site.
 
 import os
 import select
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +18,7 @@ from loguru import logger
 from core.arena import Arena, Buffer
 from core.exceptions import DataSiteError, FederatedLearningError
 from core.wire import Parcel
+from datasite.training.child import Start, anew, as_a_copy
 from datasite.training.orders import JobWriter, Order, heard_account, say_order
 from datasite.training.work import Assignment, Done, Worker, perform
 
@@ -85,13 +84,14 @@ class TrainerProcess:
     Args:
         site_id: Named in errors.
         threads: CPU threads of the child.
+        is_copy: The first child is a copy of this process; see `datasite.training.child`.
     """
 
-    def __init__(self, *, site_id: str, threads: int) -> None:
+    def __init__(self, *, site_id: str, threads: int, is_copy: bool = False) -> None:
         self._site_id = site_id
         self._threads = threads
         self._arena = Arena.new()
-        self._child = _Child(threads, self._arena)
+        self._child = _Child(threads, self._arena, as_a_copy if is_copy else anew)
         self._closed = False
         self._replacing = threading.Lock()
 
@@ -138,25 +138,17 @@ class TrainerProcess:
             if self._closed:  # in the middle of a job, which is given up
                 return
             logger.bind(site_id=self._site_id).warning("the trainer {}; starting a new one", why)
-            self._child = _Child(self._threads, self._arena)
+            self._child = _Child(self._threads, self._arena, anew)
 
 
 class _Child:
     """One trainer process, and the pipe to it."""
 
-    def __init__(self, threads: int, arena: Arena) -> None:
+    def __init__(self, threads: int, arena: Arena, start: Start) -> None:
         self._arena = arena
         self._pipe, jobs_end = Pipe()
         lifeline_end, self._lifeline = os.pipe()
-        descriptors = (jobs_end.fileno(), lifeline_end, arena.descriptor)
-        self.process = subprocess.Popen(  # noqa: S603 - our own module, fixed arguments
-            [sys.executable, "-m", "datasite.training", *map(str, descriptors), str(threads)],
-            pass_fds=descriptors,
-            stdin=subprocess.DEVNULL,
-            stdout=sys.stderr,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-            start_new_session=True,  # Ctrl-C is for the site, which ends its trainer itself
-        )
+        self.process = start((jobs_end.fileno(), lifeline_end, arena.descriptor), threads)
         jobs_end.close()
         os.close(lifeline_end)
         self._poll = select.poll()  # once: a connection's own `poll` makes one each time

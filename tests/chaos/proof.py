@@ -13,6 +13,7 @@ from site_process import wait_until
 from core.auditchain import EMPTY, follow
 from core.enums import ExperimentStatus
 from core.parameters import digest
+from datasite.training.loop import NAME as TRAINER
 
 _GOES_BY_ITSELF_S = 20.0
 
@@ -74,10 +75,9 @@ def orphans(federation: LiveFederation) -> list[str]:
 
 def _trainers(folder: Path) -> list[psutil.Process]:
     found = []
-    for process in psutil.process_iter(["cmdline"]):
+    for process in psutil.process_iter(["name"]):
         try:
-            is_trainer = "datasite.training" in (process.info["cmdline"] or [])
-            if is_trainer and process.environ().get(MARK) == str(folder):
+            if process.info["name"] == TRAINER and process.environ().get(MARK) == str(folder):
                 found.append(process)
         except psutil.Error:
             continue

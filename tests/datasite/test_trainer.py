@@ -2,14 +2,15 @@
 
 import json
 import os
+import select
 import signal
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from subprocess import PIPE, Popen
 from typing import Any, cast
 
 import pandas as pd
@@ -29,12 +30,14 @@ from sites import (
 
 from core import wire
 from core.exceptions import DataSiteError
+from core.messages import Message
 from core.packing import content_hash
 from core.parameters import digest
 from core.schema import DataSchema
 from core.wire import Parcel
 from datasite.registry import file_sha256
 from datasite.trainer import InlineTrainer, TrainerProcess
+from datasite.training.loop import NAME
 from datasite.training.work import Assignment, Job
 
 PATIENCE_S = 30.0
@@ -372,40 +375,85 @@ from datasite.trainer import TrainerProcess
 from core.wire import Parcel
 from datasite.training.work import Assignment
 
-trainer = TrainerProcess(site_id="factory-1", threads=1)
-print(psutil.Process().children()[0].pid, flush=True)
-for request in sys.argv[2:]:
-    assignment = Assignment(json.loads(sys.argv[1]), Parcel.of(bytes.fromhex(request)))
-    trainer.perform(assignment, deadline_s=60.0, watch=lambda: None)
-    print("done", flush=True)
-sys.stdin.read()
+secret = open("{secret}")
+trainer = TrainerProcess(site_id="factory-1", threads=1, is_copy={is_copy})
+print(trainer._child.process.pid, flush=True)
+for line in sys.stdin:
+    assignment = Assignment(json.loads(sys.argv[1]), Parcel.of(bytes.fromhex(line)))
+    done = trainer.perform(assignment, deadline_s=60.0, watch=lambda: None)
+    print(done.reply.body_hash.hex(), trainer._child.process.pid, flush=True)
 """
 
 
-def test_a_trainer_ends_with_its_site(job: Job) -> None:
-    """A site that is killed can stop nobody: its trainer ends by itself, in the middle of work."""
+@pytest.fixture(params=[False, True], ids=["anew", "as a copy"])
+def site(job: Job, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Popen[str]]:
+    """A process with a trainer, whose pid it prints; it has trained what it is given line by line.
+
+    It prints the hash of what came of it, and the pid of the trainer that it has then.
+    """
     tests = Path(__file__).resolve().parents[1]
-    site = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            SITE.format(path=[str(tests), str(tests.parent)]),
-            json.dumps(job),
-            *(encoded(request).joined().hex() for request in (train_request("plan"), ENDLESS)),
-        ],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert site.stdout is not None
-        pid = int(site.stdout.readline())
-        assert site.stdout.readline() == "done\n"
-        wait_until(works(psutil.Process(pid)))
-    finally:
-        site.kill()
-        site.wait()
+    secret = tmp_path / "secret"
+    secret.write_text("of the site")
+    paths = [str(tests), str(tests.parent)]
+    script = SITE.format(path=paths, secret=secret, is_copy=request.param)
+    with Popen(
+        [sys.executable, "-c", script, json.dumps(job)], stdin=PIPE, stdout=PIPE, text=True
+    ) as process:
+        yield process
+        process.kill()
+
+
+def tell(site: Popen[str], request: Message) -> None:
+    """Have the site's trainer do it."""
+    assert site.stdin is not None
+    site.stdin.write(f"{encoded(request).joined().hex()}\n")
+    site.stdin.flush()
+
+
+def told(site: Popen[str]) -> list[str]:
+    """Give the words of the next line that the site prints."""
+    assert site.stdout is not None
+    return site.stdout.readline().split()
+
+
+def test_a_trainer_ends_with_its_site(site: Popen[str]) -> None:
+    """A site that is killed can stop nobody: its trainer ends by itself, in the middle of work."""
+    pid = int(*told(site))
+    tell(site, train_request("plan"))
+    assert told(site)[1] == str(pid)
+    tell(site, ENDLESS)
+    wait_until(works(psutil.Process(pid)))
+    site.kill()
+    site.wait()
     wait_until(lambda: is_gone(pid))
+
+
+def test_a_trainer_has_no_file_of_its_site(site: Popen[str], tmp_path: Path) -> None:
+    """However it came to be: what the site has open is not for who computes with foreign models."""
+    trainer = psutil.Process(int(*told(site)))
+    tell(site, train_request("plan"))
+    told(site)  # by now it is at work
+    held = {Path(file.path) for file in psutil.Process(site.pid).open_files()}
+    assert tmp_path / "secret" in held
+    assert not held & {Path(file.path) for file in trainer.open_files()}
+    assert trainer.name() == NAME
+    assert os.getsid(trainer.pid) == trainer.pid  # Ctrl-C in the site's terminal is not for it
+
+
+@pytest.mark.parametrize("site", [True], ids=["as a copy"], indirect=True)
+def test_another_trainer_follows_one_that_was_killed(site: Popen[str]) -> None:
+    """It is a program of its own, whatever the first one was, and gives the same."""
+    first = psutil.Process(int(*told(site)))
+    tell(site, train_request("plan"))
+    trained, _ = told(site)
+    with os.fdopen(os.pidfd_open(first.pid)) as end:
+        first.kill()
+        assert select.select([end], [], [], PATIENCE_S)[0]  # not before its last thread is gone
+    tell(site, train_request("plan"))
+    again, pid = told(site)
+    assert again == trained
+    assert int(pid) != first.pid
+    assert "datasite.training" in psutil.Process(int(pid)).cmdline()
 
 
 def test_trainers_end_one_by_one(trainer: TrainerProcess, job: Job) -> None:
