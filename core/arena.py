@@ -31,6 +31,9 @@ def scratch() -> "Arena":
     return Arena.new()
 
 
+os.register_at_fork(after_in_child=scratch.cache_clear)  # two that allocate would not do
+
+
 class Arena:
     """A range of memory without a name, gone with the last process that holds it.
 

@@ -114,6 +114,14 @@ def copied(parameters: Parameters) -> Parameters:
     return lying
 
 
+def cloned(parameters: Parameters) -> Parameters:
+    """Give a copy on the same device, which lies one after the other if `parameters` do."""
+    lying = laid(parameters)
+    if lying is not None and lying.flat.device.type == "cpu":
+        return Laid(lying.shapes, _copied(lying.flat, lying.flat.dtype))
+    return {name: tensor.detach().clone() for name, tensor in parameters.items()}
+
+
 def runs(left: Parameters, right: Parameters) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Give the tensors of both, side by side; both have one layout, whatever their dtypes."""
     ours, theirs = laid(left), laid(right)
@@ -336,6 +344,9 @@ def require_finite(parameters: Parameters, *, whose: str) -> None:
     Raises:
         ModelError: One is NaN or infinite; the message starts with `whose` and names the tensor.
     """
+    lying = laid(parameters)
+    if lying is not None and bool(torch.isfinite(lying.flat).all()):
+        return
     for name, tensor in parameters.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ModelError(

@@ -5,7 +5,7 @@ import torch
 from core.interfaces import ModelInterface
 from core.messages import Parameters
 from core.models import TorchModel
-from core.parameters import require_same_layout
+from core.parameters import cloned, require_same_layout
 
 
 class GlobalModel(ModelInterface):
@@ -43,7 +43,7 @@ class GlobalModel(ModelInterface):
             ModelError: They are of another layout.
         """
         require_same_layout(parameters, self._parameters, whose=type(self._model).__name__)
-        self.hold({name: tensor.detach().clone() for name, tensor in parameters.items()})
+        self.hold(cloned(parameters))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """See `ModelInterface`."""

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from core.interfaces import ModelInterface
-from core.parameters import copied, require_same_layout
+from core.parameters import Laid, copied, require_same_layout
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,6 +47,8 @@ class TorchModel(nn.Module, ModelInterface):
 
     OPTIONS: ClassVar[Mapping[str, Option]] = {}
 
+    _lying: Laid | None = None
+
     @abstractmethod
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map `x: (batch, window, sensors) float32, z-scored per sensor` to logits.
@@ -58,6 +60,20 @@ class TorchModel(nn.Module, ModelInterface):
     def get_parameters(self) -> Parameters:
         """Give the full state, name to tensor, as copies on the CPU."""
         return dict(copied(self.state_dict()))  # PyTorch's own functions know no kinds of dict
+
+    def remember(self, lying: Laid | None) -> None:
+        """Take note that the state lies in this memory, of whose tensors it is made."""
+        self._lying = lying
+
+    def given_up(self) -> Parameters:
+        """Give the full state of a model that nobody uses any more: in its own memory, or copies.
+
+        It lies one after the other if it did when the model was loaded, and then is no copy.
+        """
+        state, lying = self.state_dict(), self._lying
+        if lying is None or any(not state[n].is_set_to(own) for n, own in lying.items()):
+            return self.get_parameters()
+        return lying
 
     def set_parameters(self, parameters: Parameters) -> None:
         """Replace the full state, or raise and change nothing.

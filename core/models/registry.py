@@ -16,7 +16,6 @@ from core.models.hybrid import Hybrid
 from core.models.lstm import LSTM
 from core.models.pattern import Pattern
 from core.models.plugins import installed_plugins
-from core.parameters import require_same_layout
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -147,7 +146,7 @@ def load_model(
     """
     architecture = _possible(spec, sensors, window_steps, classes)
     pattern = _pattern_of(architecture, spec, sensors, window_steps, classes)
-    require_same_layout(parameters, pattern.layout, whose=architecture.__name__)
+    pattern.require_fitting(parameters)
     return pattern.filled(parameters)
 
 

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -60,10 +61,10 @@ def fit(
             that what is learned never rests on a few windows.
     """
     end = time.monotonic() + stop_after_s
-    optimizer = build_optimizer(model, settings)
+    parameters = list(model.parameters())  # to walk the modules takes time, and each step would
+    optimizer = build_optimizer(parameters, settings)
     weights = torch.tensor([1.0, positive_weight])
     generator = torch.Generator().manual_seed(seed)
-    parameters = list(model.parameters())  # to walk the modules takes time, and each step would
     model.train()
     num_steps, total, seen = 0, 0.0, 0
     for epoch in range(settings["local_epochs"]):
@@ -74,7 +75,8 @@ def fit(
         starts = torch.split(data.starts[order], settings["batch_size"])
         batches = torch.split(data.labels[order], settings["batch_size"])
         for begins, labels in zip(starts, batches, strict=True):
-            optimizer.zero_grad(set_to_none=True)
+            for parameter in parameters:
+                parameter.grad = None
             logits = model(data.windows(begins))
             loss = mean_loss(logits, labels, weights, settings["focal_gamma"])
             loss.backward()  # type: ignore[no-untyped-call]
@@ -118,7 +120,9 @@ def losses(logits: torch.Tensor, labels: torch.Tensor, focal_gamma: float) -> to
     return (-torch.expm1(-surprise)).clamp_min(_SMALLEST) ** focal_gamma * surprise
 
 
-def build_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
+def build_optimizer(
+    parameters: Sequence[nn.Parameter], settings: TrainingSettings
+) -> torch.optim.Optimizer:
     """Give a fresh optimiser: nothing is carried from one round to the next.
 
     It is fused: models are small here, and a step for each tensor cost a fifth of all training.
@@ -129,7 +133,7 @@ def build_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim
     rate, decay = settings["learning_rate"], settings["weight_decay"]
     if settings["optimizer"] == "sgd":
         return torch.optim.SGD(
-            model.parameters(),
+            parameters,
             lr=rate,
             momentum=settings["momentum"],
             weight_decay=decay,
@@ -138,7 +142,7 @@ def build_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim
     if settings["optimizer"] == "adam":
         if settings["momentum"]:
             raise ConfigurationError("training.momentum belongs to sgd; with adam leave it out")
-        return torch.optim.Adam(model.parameters(), lr=rate, weight_decay=decay, fused=True)
+        return torch.optim.Adam(parameters, lr=rate, weight_decay=decay, fused=True)
     raise ConfigurationError(
         f"training.optimizer {settings['optimizer']!r} is unknown; available: sgd, adam"
     )

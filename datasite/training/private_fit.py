@@ -139,7 +139,9 @@ def fit_privately(
     units = Machines(data.machines, secret) if privacy["unit"] == "machine" else Windows()
     weights = torch.tensor([1.0, positive_weight])
     hooked = _hooked(model)
-    optimizer = _Noisy(build_optimizer(model, settings), secret, privacy, mechanism)
+    optimizer = _Noisy(
+        build_optimizer(list(model.parameters()), settings), secret, privacy, mechanism
+    )
     model.train()
     try:
         for _ in range(mechanism["steps"]):

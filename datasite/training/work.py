@@ -142,7 +142,7 @@ class Worker:
         model = _build(request, data)
         objective = _objective(request, memory.state)
         fitted = _fitted(model, data, job, request, objective)
-        parameters = model.get_parameters()
+        parameters = model.given_up()
         require_finite(parameters, whose=job["site_id"])
         parameters = _shortened(parameters, request["parameters"], job["privacy"])
         sending = Sending(request, memory)

@@ -44,8 +44,9 @@ class SimulatedCommunication(MemoryCommunication):
         super().__init__(
             {site_id: partial(self._ask, site_id, ask) for site_id, ask in sites.handlers().items()}
         )
-        # While one is at work in each lane, the next is made ready.
-        self.most_at_once = 2 * sites.lanes
+        # While one is at work in each lane's process, the next is made ready. A lane in this
+        # process leaves no core for that: to take turns would only cost.
+        self.most_at_once = 1 if sites.lanes == 1 else 2 * sites.lanes
 
     def _ask(self, site_id: str, ask: Handler, request: Parcel, email: str) -> Parcel:
         """Give the site's answer when there is room for it, as one that comes over a network."""

@@ -8,6 +8,7 @@ from torch import nn
 
 from core.models import TorchModel, build_model, load_model
 from core.models.pattern import Pattern
+from core.parameters import copied, digest, laid
 
 SIZES = {"sensors": 3, "window_steps": 4}
 
@@ -46,6 +47,31 @@ def test_models_of_one_pattern_share_nothing(name: str) -> None:
         assert all(torch.equal(values[key], before[key]) for key in before)
 
 
+@pytest.mark.parametrize("name", ["cnn", "lstm", "hybrid"])
+def test_a_model_of_lying_parameters_lies_too(name: str) -> None:
+    """What it was trained to is there at once, in its own memory."""
+    spec: Any = {"type": name, "options": {}}
+    received = copied(build_model(spec, **SIZES).get_parameters())
+    before = digest(received)
+    model = load_model(spec, received, **SIZES)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    trained = laid(model.given_up())
+    assert trained is not None
+    assert trained.flat.data_ptr() == min(p.data_ptr() for p in model.parameters())
+    assert digest(trained) == digest(model.get_parameters())
+    assert digest(received) == before
+
+
+def test_a_model_that_does_not_lie_any_more_is_copied() -> None:
+    """Somebody put another tensor in place of one."""
+    spec: Any = {"type": "cnn", "options": {}}
+    model = load_model(spec, copied(build_model(spec, **SIZES).get_parameters()), **SIZES)
+    next(model.parameters()).data = torch.full_like(next(model.parameters()), 7.0)
+    assert digest(model.given_up()) == digest(model.get_parameters())
+
+
 class Tied(TorchModel):
     """One layer under two names."""
 
@@ -81,11 +107,12 @@ def test_models_of_other_people_work_too(kind: type[TorchModel]) -> None:
             return kind()
 
     pattern = Pattern(construct)
-    parameters = {name: torch.ones(t.shape) for name, t in pattern.layout.items()}
+    ones = {name: torch.ones(t.shape) for name, t in pattern.layout.items()}
     x = torch.tensor([[1.0, 2.0]])
-    for _ in range(2):  # 1 * 1 + 1 * 2 + 1
+    for parameters in (ones, ones, copied(ones)):  # 1 * 1 + 1 * 2 + 1
         model = pattern.filled(parameters)
         assert model(x).tolist() == [[4.0, 4.0]]
         with torch.no_grad():
             next(model.parameters()).zero_()
         assert model(x).tolist() == [[1.0, 1.0]]
+        assert digest(model.given_up()) == digest(model.get_parameters())

@@ -264,7 +264,10 @@ def test_an_optimizer_that_does_not_exist_is_a_configuration_error(
 def test_an_optimizer_starts_with_nothing_remembered() -> None:
     """Momentum does not cross rounds: each fit has its own."""
     model = Line()
-    assert build_optimizer(model, settings(momentum=0.9)).state_dict()["state"] == {}
+    assert (
+        build_optimizer(list(model.parameters()), settings(momentum=0.9)).state_dict()["state"]
+        == {}
+    )
     run(model, [1.0], [1], momentum=0.9)
     first = model.weight.detach().clone()
     fresh = Line(*first.tolist())
