@@ -1,5 +1,8 @@
 # One environment in .venv, made on the first call of any target and quick afterwards.
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# The system's own Python before another on the PATH, where it can make environments: distributions
+# build with profile-guided optimisation, pyenv does not, and PySyft takes half as long again there.
+PYTHON ?= $(shell for python in /usr/bin/python3.11 python3.11 python3; do \
+  $$python -c 'import ensurepip, venv' 2>/dev/null && command -v $$python && break; done)
 TORCH_VERSION ?= 2.13.0
 # The usual Linux build of torch is CUDA and several GB; for a GPU, give the index that has it.
 TORCH_INDEX_URL ?= https://download.pytorch.org/whl/cpu
