@@ -16,6 +16,7 @@ from datasite.configuration import SiteConfig, Tls, open_state, password_of, req
 from datasite.data.mock import make_mock
 from datasite.data.reading import file_columns
 from datasite.holding import held
+from datasite.identity import require_email, require_strong_password
 from datasite.operator_door import DoorActions, open_door
 from datasite.private_log import private_log
 from datasite.publishing import PublishedDataset
@@ -37,6 +38,7 @@ def serve(config: SiteConfig) -> None:
     require_private(config)
     # What will not do is said before a state is made. It is read again when the trainer is there,
     # which begins as a copy of this process and is to have no password and no key.
+    _require_operator(config)
     configured_accounts(config)
     _open_tls(config.listen.tls)
     state = open_state(config)
@@ -74,6 +76,11 @@ def _serve(config: SiteConfig, trainer: Trainer) -> None:
         _publish_registered(site, server)
         with open_door(_actions(site, server, desk, tls), config.state):
             server.run()
+
+
+def _require_operator(config: SiteConfig) -> None:
+    password = password_of(config.operator, entry="operator")
+    require_strong_password(password, email=require_email(config.operator.email))
 
 
 def _open_tls(settings: Tls | None) -> SiteTls | None:

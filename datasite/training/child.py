@@ -5,14 +5,15 @@ has its first trainer made as a copy of its process, which shares what is loaded
 follows another is started anew: by then the site has threads, an open ledger and secrets.
 """
 
-import multiprocessing
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from itertools import pairwise
-from multiprocessing.process import BaseProcess
 from typing import Final, Protocol, TypeAlias
 
 from datasite.training.loop import main
@@ -65,40 +66,52 @@ def as_a_copy(descriptors: Descriptors, threads: int) -> Child:
     """
     if sys.platform != "linux":  # macOS's own libraries do not bear it
         return anew(descriptors, threads)
-    context = multiprocessing.get_context("fork")
-    process = context.Process(target=_as_trainer, args=(descriptors, threads), daemon=True)
-    process.start()
-    return _Copy(process)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid:
+        return _Copy(pid)
+    code = 1
+    try:
+        _as_trainer(descriptors, threads)
+        code = 0
+    except BaseException:  # noqa: BLE001 - nothing of the site's is to happen in the copy
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
 
 
 class _Copy:
     """A copy of this process, as `subprocess.Popen` would show it."""
 
-    def __init__(self, process: BaseProcess) -> None:
-        self._process = process
-        self._reaping = threading.Lock()  # of two that wait at once, one would learn nothing
-
-    @property
-    def pid(self) -> int:
-        assert self._process.pid is not None  # noqa: S101 - it was started
-        return self._process.pid
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._code: int | None = None
+        self._reaping = threading.Lock()  # once reaped, its number may be another's
 
     def poll(self) -> int | None:
         with self._reaping:
-            return self._process.exitcode
+            if self._code is None:
+                reaped, status = os.waitpid(self.pid, os.WNOHANG)
+                self._code = os.waitstatus_to_exitcode(status) if reaped else None
+            return self._code
 
     def wait(self) -> int:
-        with self._reaping:
-            self._process.join()
-            assert self._process.exitcode is not None  # noqa: S101 - it has ended
-            return self._process.exitcode
+        while (code := self.poll()) is None:
+            with contextlib.suppress(ChildProcessError):  # another thread was quicker
+                os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        return code
 
     def kill(self) -> None:
-        self._process.kill()
+        with self._reaping:
+            if self._code is None:
+                os.kill(self.pid, signal.SIGKILL)
 
 
 def _as_trainer(descriptors: Descriptors, threads: int) -> None:
     os.setsid()  # Ctrl-C is for the site, which ends its trainer itself
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(_STANDARD_ERROR, 1)
     for before, after in pairwise((_STANDARD_ERROR, *sorted(descriptors), _MOST_FILES)):
         os.closerange(before + 1, after)

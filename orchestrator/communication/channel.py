@@ -224,7 +224,8 @@ class Channel:
         if isinstance(cause, ssl.SSLCertVerificationError):
             why = self._trust.why_not(cause, timeout_s=_for_a_look(deadline))
             return CertificateError(f"{self.url}: {why}")
-        if isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError):
+        hung_up = isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError)  # by Python's version
+        if isinstance(cause, ssl.SSLError) and not hung_up:
             return ProtocolError(f"{self.url}: {why_no_tls(cause)}")
         return CommunicationError(
             f"{self.url}: not reached ({exc}); is the site running, and are host and port right?"

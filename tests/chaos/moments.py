@@ -49,6 +49,10 @@ class Fuse:
         """The moment at which it ended the process."""
         return self.note.read_text(encoding="utf-8") if self.note.exists() else ""
 
+    def leave(self) -> None:
+        """Have nothing happen to this process, which is a copy of the one whose moments count."""
+        self._left = c_int(UNLIT)
+
     def burn(self, moment: str) -> None:
         """Count a moment of this process, and end it if that is the last one."""
         if self._left.value == UNLIT:
@@ -61,6 +65,7 @@ class Fuse:
 
 def lay(fuse: Fuse) -> None:
     """Have the calls of this process that write burn `fuse`."""
+    os.register_at_fork(after_in_child=fuse.leave)
     os.write = _written(fuse, os.write)
     for name in ("fsync", "replace", "unlink", "ftruncate"):
         setattr(os, name, _around(fuse, name, getattr(os, name)))
