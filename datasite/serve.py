@@ -37,7 +37,7 @@ def serve(config: SiteConfig) -> None:
     """
     require_private(config)
     # What will not do is said before a state is made. It is read again when the trainer is there,
-    # which begins as a copy of this process and is to have no password and no key.
+    # which begins as a copy of this process and need not hold what was read.
     _require_operator(config)
     configured_accounts(config)
     _open_tls(config.listen.tls)

@@ -2,7 +2,7 @@
 
 PyTorch takes seconds to import. A site that has just imported it itself, and done nothing else yet,
 has its first trainer made as a copy of its process, which shares what is loaded. A trainer that
-follows another is started anew: by then the site has threads, an open ledger and secrets.
+follows another is started anew: by then the site has threads and an open ledger.
 """
 
 import contextlib
@@ -62,7 +62,7 @@ def as_a_copy(descriptors: Descriptors, threads: int) -> Child:
     """Start a trainer as a copy of this process, where the system is known to copy well.
 
     It has what this process has loaded, and none of its files but `descriptors`. This process has
-    to have no threads of Python, and to know no secret that is not for the trainer.
+    to have no threads of Python.
     """
     if sys.platform != "linux":  # macOS's own libraries do not bear it
         return anew(descriptors, threads)
