@@ -16,7 +16,7 @@ import torch
 from pydantic import Field, with_config
 from typing_extensions import TypedDict
 
-from core.fields import STRICT, Count, Fraction, Positive, Text
+from core.fields import STRICT, Count, Facts, Fraction, Positive, Text
 from core.oversight_messages import AuditPage, AuditRequest, PlansPage, PlansRequest
 from core.privacy import SITE_KEY, PrivacySettings
 from core.privacy_messages import PrivacyAccount, PrivacyRequest, PrivacyUnits
@@ -103,7 +103,7 @@ class DatasetDescription(TypedDict):
     name: Text
     version: Annotated[int, Field(ge=1)]
     rows: Count
-    schema: dict[str, object]
+    schema: Facts
 
 
 @with_config(STRICT)

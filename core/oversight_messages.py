@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, with_config
 from typing_extensions import TypedDict
 
-from core.fields import STRICT, Count
+from core.fields import STRICT, Count, Facts
 
 
 @with_config(STRICT)
@@ -28,7 +28,7 @@ class AuditEntry(TypedDict):
     action: str
     plan_id: str | None
     outcome: str
-    detail: dict[str, object]
+    detail: Facts
     previous_sha256: str
     sha256: str
 
@@ -63,7 +63,7 @@ class PlanRecord(TypedDict):
     proposed_at: str
     decided_at: str | None
     expires_at: str
-    proposal: dict[str, object]
+    proposal: Facts
 
 
 @with_config(STRICT)

@@ -122,10 +122,12 @@ class Division:
 
     Attributes:
         entries: Likewise; not to be changed.
+        fields: What the tensors' names start with.
     """
 
     def __init__(self, entries: Entries) -> None:
         self.entries = entries
+        self.fields = frozenset(name.partition("/")[0] for name in entries)
         self._parts: Mapping[str, _Part] | None = None
         self._size_bytes = 0
 
@@ -133,8 +135,7 @@ class Division:
         """Give the tensors of `body`, in its memory, by the field each one's name starts with.
 
         Raises:
-            ValueError: They do not fill it exactly, one after the other, or a name starts with
-                none.
+            ValueError: They do not fill it exactly, one after the other.
         """
         parts = self._checked()
         if self._size_bytes != len(body):
@@ -153,10 +154,8 @@ class Division:
                 dtype, shape, begin = _DTYPES[entry["dtype"]], _whole(entry["shape"]), end
                 end += math.prod(shape) * dtype.itemsize
                 field, _, name = full_name.partition("/")
-                if entry["data_offsets"] != [begin, end] or field not in TENSOR_FIELDS:
-                    message = (
-                        f"the tensor {full_name!r} is not where it must be, or belongs to no field"
-                    )
+                if entry["data_offsets"] != [begin, end]:
+                    message = f"the tensor {full_name!r} is not where it must be"
                     raise ValueError(message)
                 described = _Entry(name, dtype, torch.Size(shape), begin, end)
                 fields.setdefault(field, []).append(described)
@@ -182,14 +181,19 @@ def division(entries: object) -> Division:
     """Give the division that these entries of a header describe.
 
     Raises:
-        ValueError: One has other keys than it must have: a header is no place to hide in.
+        ValueError: One has other keys than it must have, or belongs to no field: a header is no
+            place to hide in.
     """
     if not isinstance(entries, dict) or any(
         not isinstance(entry, dict) or entry.keys() != ENTRY_KEYS for entry in entries.values()
     ):
         message = "unknown keys"
         raise ValueError(message)
-    return Division(entries)
+    found = Division(entries)
+    if not found.fields.issubset(TENSOR_FIELDS):
+        message = "a tensor belongs to no field"
+        raise ValueError(message)
+    return found
 
 
 def once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

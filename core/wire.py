@@ -17,8 +17,7 @@ anything larger than the input is allocated.
 """
 
 import json
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import (
     Annotated,
@@ -34,6 +33,7 @@ from typing import (
 
 import torch
 from pydantic import Field, TypeAdapter, ValidationError
+from pydantic_core import from_json
 
 from core.arena import Buffer, scratch
 from core.exceptions import ModelError, ProtocolError
@@ -65,9 +65,6 @@ _METADATA = "__metadata__"
 _MESSAGE = "message"
 _OPENING = f'{{"{_METADATA}": {{"{_MESSAGE}": "'
 _READER = json.JSONDecoder()
-_LARGE = re.compile(r"[eE]\+?\d{3}|\d{300}|Infinity|NaN")
-"""What a number that is not finite has in its text, and some others have too."""
-
 _NO_TENSORS: Final[Parameters] = {}
 _KINDS_WITH_PARAMETERS = ("train", "update", "evaluate", "masked_update")
 """No set: a kind that somebody made a list of cannot be looked up in one."""
@@ -218,8 +215,13 @@ def encode(message: Message, allocate: Allocate = bytearray) -> Parcel:
     return parcel
 
 
-def decode(parcel: Parcel) -> Message:
+def decode(parcel: Parcel, *, is_peeked: bool = False) -> Message:
     """Give the message that `encode` was given; its tensors lie in the parcel's body.
+
+    Args:
+        parcel: The message.
+        is_peeked: Whether `peek` has found its fields valid, in this process or in the one that
+            gave it to this one; then they are not looked at once more.
 
     Raises:
         ProtocolError: `parcel` is not a message of this version.
@@ -227,12 +229,9 @@ def decode(parcel: Parcel) -> Message:
     lying, fields = _read_head(parcel.head)
     try:
         tensors = lying.unpack(parcel.body)
-        if fields.get("kind") in _KINDS_WITH_PARAMETERS:
-            tensors.setdefault(PARAMETERS, {})
-        message = _adapter().validate_python({**fields, **dict.fromkeys(tensors, _NO_TENSORS)})
-        return cast("Message", {**message, **tensors})
-    except ValidationError as exc:
-        raise ProtocolError(f"not a valid message: {_first_mistake(exc)}") from exc
+        empty = _empty(tensors, fields)
+        message = fields if is_peeked else _valid({**fields, **empty})
+        return cast("Message", {**message, **empty, **tensors})
     except (ValueError, KeyError, RuntimeError, TypeError) as exc:
         raise ProtocolError(f"the tensors of the message cannot be read: {exc}") from exc
 
@@ -240,8 +239,8 @@ def decode(parcel: Parcel) -> Message:
 def peek(parcel: Parcel) -> Message:
     """Give the message without its tensors: `parameters`, where it has any, is empty.
 
-    For who decides on a message and passes its bytes on; whether the tensors can be read is found
-    out by who reads them.
+    For who decides on a message and passes its bytes on; whether tensors of their names lie in the
+    body is found out by who reads them.
 
     Raises:
         ProtocolError: The fields are not those of a message of this version.
@@ -256,12 +255,9 @@ def glance(parcel: Parcel) -> tuple[Message, Entries]:
         ProtocolError: As `peek`.
     """
     lying, fields = _read_head(parcel.head)
-    if fields.get("kind") in _KINDS_WITH_PARAMETERS:
-        fields[PARAMETERS] = {}
-    try:
-        return _adapter().validate_python(fields), lying.entries
-    except ValidationError as exc:
-        raise ProtocolError(f"not a valid message: {_first_mistake(exc)}") from exc
+    message = _valid({**fields, **_empty(lying.fields, fields)})
+    message.pop("control", None)
+    return cast("Message", message), lying.entries
 
 
 def is_kind(message: Message, kind: type[M]) -> TypeGuard[M]:
@@ -290,7 +286,7 @@ def _read_head(head: Buffer) -> tuple[Division, dict[str, Any]]:
     header_bytes = _header_bytes(head)
     try:
         said, lying = _parted(bytes(head[_LENGTH_BYTES : _LENGTH_BYTES + header_bytes]))
-        envelope = json.loads(said)
+        envelope = from_json(said, allow_inf_nan=False)
         version = envelope["version"]
         if version != VERSION:
             raise ProtocolError(
@@ -300,7 +296,6 @@ def _read_head(head: Buffer) -> tuple[Division, dict[str, Any]]:
         fields = envelope["fields"]
         if envelope.keys() != {"version", "fields"} or not isinstance(fields, dict):
             raise ProtocolError("not a message: its header holds no plain fields")
-        _require_plain(said, fields)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise ProtocolError("not a message: its header cannot be read") from exc
     if not fields.keys().isdisjoint(TENSOR_FIELDS):
@@ -342,21 +337,24 @@ def _require_size(size_bytes: int) -> None:
         raise ProtocolError(f"not a message: {size_bytes} bytes")
 
 
-def _require_plain(said: str, fields: Mapping[str, Any]) -> None:
-    r"""Do nothing when `fields` can be written out again.
+def _empty(tensor_fields: Iterable[str], fields: Mapping[str, Any]) -> dict[str, Parameters]:
+    """Give what stands for a message's tensors where it is looked at without them."""
+    empty = dict.fromkeys(tensor_fields, _NO_TENSORS)
+    if fields.get("kind") in _KINDS_WITH_PARAMETERS:
+        empty[PARAMETERS] = _NO_TENSORS
+    return empty
 
-    JSON can smuggle in what it has no words for: infinity as `1e999`, half a character as `\ud800`,
-    which no database and no log takes. Where its text has nothing of the kind, that is enough.
 
-    Args:
-        said: Their text.
-        fields: What it was read as.
+def _valid(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the fields of a message.
 
     Raises:
-        ValueError: They cannot.
+        ProtocolError: They are none's.
     """
-    if not said.isascii() or "\\u" in said or _LARGE.search(said):
-        json.dumps(fields, ensure_ascii=False, allow_nan=False).encode()
+    try:
+        return cast("dict[str, Any]", _adapter().validate_python(fields))
+    except ValidationError as exc:
+        raise ProtocolError(f"not a valid message: {_first_mistake(exc)}") from exc
 
 
 def _first_mistake(error: ValidationError) -> str:

@@ -70,11 +70,12 @@ class Consent:
             SecurityError: It does not, or the data are no longer what was registered.
             DataError: The plan's data are not registered any more.
         """
-        plan = self._plans.require_approved(request["plan_id"], caller)
+        mark = self._ledger.mark()
+        plan = self._plans.require_approved(request["plan_id"], caller, mark)
         if is_of_a_round(request):
             self._plans.require_covers(plan, request)
         agreed = plan.proposal
-        dataset = self._registry.find(agreed["dataset"], agreed["dataset_version"])
+        dataset = self._registry.find(agreed["dataset"], agreed["dataset_version"], mark)
         self._seals.require_unbroken(dataset)
         return Grant(plan=plan, dataset=dataset, request=request)
 

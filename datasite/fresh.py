@@ -33,12 +33,13 @@ class Fresh(Generic[T]):
         self._kept: OrderedDict[Hashable, tuple[Mark, T]] = OrderedDict()
 
     def get(self, key: Hashable, read: Callable[[], T], mark: Mark | None = None) -> T:
-        """Give the value as it is now.
+        """Give the value as it is now, or was at a mark.
 
         Args:
             key: Its name.
             read: Reads it.
-            mark: Of the transaction that depends on it; by default the newest.
+            mark: From a while ago, or of the transaction that depends on the value; by default the
+                newest.
         """
         if mark is None:
             mark = self._ledger.mark()

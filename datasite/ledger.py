@@ -197,7 +197,6 @@ class Ledger:
     """
 
     def __init__(self, path: Path, *, site_id: str) -> None:
-        self._site_id = site_id
         try:
             if not path.exists():
                 os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
@@ -210,7 +209,8 @@ class Ledger:
         event.listen(self._engine, "begin", _begin)
         self._writing = self._engine.execution_options(begin="BEGIN IMMEDIATE")
         self._reader, self._writer = _Driver(path), _Driver(path)
-        with self._translated(), self._writing.begin() as connection:
+        self._translated = _Translated(site_id)
+        with self._translated, self._writing.begin() as connection:
             Table.metadata.create_all(connection)
             for trigger in _APPEND_ONLY:
                 connection.exec_driver_sql(trigger)
@@ -218,12 +218,12 @@ class Ledger:
     @contextmanager
     def read(self) -> Iterator[Session]:
         """Give a session that sees one consistent state."""
-        with self._translated(), Session(self._engine, expire_on_commit=False) as session:
+        with self._translated, Session(self._engine, expire_on_commit=False) as session:
             yield session
 
     def rows(self, statement: Select[Any], **values: object) -> Sequence[Any]:
         """Give the rows of one query of columns, as they are now, without a session's cost."""
-        with self._translated(), self._reader.open() as connection:
+        with self._translated, self._reader as connection:
             return Driven(connection).execute(statement, values).all()
 
     def mark(self) -> Mark | None:
@@ -231,7 +231,7 @@ class Ledger:
 
         None while one is under way, which may have to wait for another process.
         """
-        with self._translated():
+        with self._translated:
             return self._writer.mark_if_free()
 
     @contextmanager
@@ -240,7 +240,7 @@ class Ledger:
 
         For tables of which nothing is kept in memory, see `datasite.fresh`.
         """
-        with self._translated(), self._writer.open() as connection:
+        with self._translated, self._writer as connection:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield Driven(connection, self._writer.mark(connection))
@@ -254,7 +254,7 @@ class Ledger:
     def write(self) -> Iterator[Session]:
         """Give a session whose changes are kept all at its end or, on any error, not at all."""
         with (
-            self._translated(),
+            self._translated,
             Session(self._writing, expire_on_commit=False) as session,
             session.begin(),
         ):
@@ -267,17 +267,24 @@ class Ledger:
         self._writer.close()
         self._engine.dispose()
 
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except (SQLAlchemyError, sqlite3.Error) as exc:
-            cause = getattr(exc, "orig", None) or exc
+
+class _Translated:
+    """A context that makes SQLite's errors ours; any number of threads may be in it."""
+
+    def __init__(self, site_id: str) -> None:
+        self._site_id = site_id
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, SQLAlchemyError | sqlite3.Error):
+            cause = getattr(error, "orig", None) or error
             raise DataSiteError(
                 f"{self._site_id}: the ledger cannot be used ({cause}); is the disk full?",
                 site_id=self._site_id,
                 outside=f"{self._site_id}: the ledger cannot be used; is the disk full?",
-            ) from exc
+            ) from error
 
 
 class _Driver:
@@ -289,16 +296,21 @@ class _Driver:
         self._opened = 0
         self._using = threading.Lock()
 
-    @contextmanager
-    def open(self) -> Iterator[sqlite3.Connection]:
+    def __enter__(self) -> sqlite3.Connection:
         """Give the connection; after an error of SQLite's it is made anew."""
-        with self._using:
-            connection = self._connected()
-            try:
-                yield connection
-            except sqlite3.Error:
+        self._using.acquire()
+        try:
+            return self._connected()
+        except BaseException:
+            self._using.release()
+            raise
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        try:
+            if isinstance(error, sqlite3.Error):
                 self._drop()
-                raise
+        finally:
+            self._using.release()
 
     def mark_if_free(self) -> Mark | None:
         """Give a mark, see `mark`; None while another thread has the connection."""

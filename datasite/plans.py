@@ -198,13 +198,13 @@ class Plans:
                 self._move(session, row, status, reason=reason, by=decided_by, who=by)
             return _as_plan(row)
 
-    def query(self, plan_id: str, caller: Caller) -> Plan:
-        """Give the caller's own plan.
+    def query(self, plan_id: str, caller: Caller, mark: Mark | None = None) -> Plan:
+        """Give the caller's own plan, as it is now or was at a mark of the ledger.
 
         Raises:
             PlanError: Unknown, or somebody else's (the same text for both).
         """
-        plan = self.own(plan_id, caller)
+        plan = self.own(plan_id, caller, mark)
         if plan is None:
             raise PlanError(
                 f"{self._site_id}: {caller.email} has proposed no plan {plan_id[:12]!r} here",
@@ -212,18 +212,18 @@ class Plans:
             )
         return plan
 
-    def own(self, plan_id: str, caller: Caller) -> Plan | None:
+    def own(self, plan_id: str, caller: Caller, mark: Mark | None = None) -> Plan | None:
         """Give the caller's own plan, if there is one of this id."""
-        plan = self._current(plan_id)
+        plan = self._current(plan_id, mark)
         return None if plan is None or plan.researcher != caller.email else plan
 
-    def require_approved(self, plan_id: str, caller: Caller) -> Plan:
-        """Give the caller's plan when it may be acted on now.
+    def require_approved(self, plan_id: str, caller: Caller, mark: Mark | None = None) -> Plan:
+        """Give the caller's plan when it may be acted on now, or might at a mark of the ledger.
 
         Raises:
             PlanError: It is not the caller's, not approved, expired, or bound to other code.
         """
-        plan = self.query(plan_id, caller)
+        plan = self.query(plan_id, caller, mark)
         self._require_standing(plan)
         require_installed_code(plan.proposal["code_hash"], site_id=self._site_id)
         return plan
@@ -244,7 +244,7 @@ class Plans:
         self._require_standing(plan)
 
     def _current(self, plan_id: str, mark: Mark | None = None) -> Plan | None:
-        """Give the plan as it is now, or in the transaction of a mark; None when there is none."""
+        """Give the plan as it is now, or was at a mark; None when there is none."""
 
         def read() -> Plan | None:
             row = next(iter(self._ledger.rows(_BY_ID, plan_id=plan_id)), None)

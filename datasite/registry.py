@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from datasite.data.drift import TableCounts
-    from datasite.ledger import Ledger
+    from datasite.ledger import Ledger, Mark
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,8 +115,10 @@ class Registry:
         """Give every version that was not removed, by name and version."""
         return [self._as_dataset(row) for row in self._ledger.rows(_ALL)]
 
-    def find(self, name: str, version: int | None = None) -> Dataset:
+    def find(self, name: str, version: int | None = None, mark: Mark | None = None) -> Dataset:
         """Give the dataset `name`: of `version` where one is named, else the newest.
+
+        With a mark of the ledger, a version is given as it was then.
 
         Raises:
             DataError: It is not registered here.
@@ -124,7 +126,7 @@ class Registry:
         if version is None:
             found = self._newest(name)
         else:
-            found = self._known.get((name, version), lambda: self._version(name, version))
+            found = self._known.get((name, version), lambda: self._version(name, version), mark)
         if found is None:
             known = ", ".join(f"{d.name} (version {d.version})" for d in self.versions())
             wanted = name if version is None else f"{name} (version {version})"

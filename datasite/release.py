@@ -16,8 +16,7 @@ tell of readings to somebody who chooses the model is what privacy levels are fo
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar, cast
 
 from core import wire
@@ -47,7 +46,7 @@ if TYPE_CHECKING:
 
 M = TypeVar("M", bound=Message)
 
-_WORK: Final = frozenset({"update", "evaluation", "sensor_statistics", "failure"})
+_ANSWER: Final = {"train": "update", "evaluate": "evaluation", "statistics": "sensor_statistics"}
 MASKED: Final = "parameters/masked"
 _PARTS: Final[tuple[Literal["validation"], Literal["test"]]] = ("validation", "test")
 _NOTHING: Final = ScoreCounts(count=0, loss_total=0.0, negatives=[0] * BINS, positives=[0] * BINS)
@@ -55,15 +54,13 @@ _NOTHING: Final = ScoreCounts(count=0, loss_total=0.0, negatives=[0] * BINS, pos
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """What the trainer's reply to one request is held to.
+    """What the trainer's replies under one plan are held to.
 
     Attributes:
         minimum_count: The fewest rows that a number may be about.
         schema: Of the plan's data.
         drift: The metrics of drift that belong to the plan's data.
         metrics: Which others an update may have.
-        round_num: The request's; None where it has none.
-        model: The plan's; None where no parameters are asked for.
     """
 
     site_id: str
@@ -71,22 +68,23 @@ class Terms:
     schema: DataSchema
     drift: Mapping[str, float] = field(default_factory=dict)
     metrics: frozenset[str] = METRICS
-    round_num: int | None = None
-    model: ModelSpec | None = None
+    _sizes: list[tuple[ModelSpec, bool, _Size]] = field(default_factory=list, init=False)
 
-    def of(self, request: TrainRequest | EvaluateRequest | StatisticsRequest) -> Terms:
-        """Give these terms for one request; the probe learns of no row."""
-        if request["kind"] == "statistics":
-            return self
-        if request["kind"] == "evaluate":
-            return replace(self, round_num=request["round_num"])
-        is_probe = request["algorithm"]["name"] == PROBE
-        return replace(
-            self,
-            round_num=request["round_num"],
-            model=request["model"],
-            minimum_count=0 if is_probe else self.minimum_count,
-        )
+    def size_of(self, model: ModelSpec, *, is_compressed: bool) -> _Size:
+        """Give how large an update of this model may be; a plan has one."""
+        for known, was_compressed, size in self._sizes:
+            if known == model and was_compressed is is_compressed:
+                return size
+        size = _size(_layout(model, self.schema), is_compressed=is_compressed)
+        self._sizes[:] = [(model, is_compressed, size)]
+        return size
+
+
+class _Size(NamedTuple):
+    """Which tensors an update may have, and the most bytes of those of each field."""
+
+    names: frozenset[str]
+    most_bytes: int
 
 
 class Released(NamedTuple):
@@ -114,27 +112,33 @@ def require_listed(message: M, *, site_id: str) -> M:
     return message
 
 
-def released(reply: Parcel, terms: Terms) -> Released:
-    """Give the trainer's reply, as far as it may leave the site.
+def released(
+    reply: Parcel, terms: Terms, request: TrainRequest | EvaluateRequest | StatisticsRequest
+) -> Released:
+    """Give the trainer's reply to `request`, as far as it may leave the site.
 
     Raises:
         SecurityError: It holds what must not leave, or is about too few rows.
         ProtocolError: It is no message at all.
     """
     message, entries = wire.glance(reply)
-    if message["kind"] not in _WORK:
+    if message["kind"] not in {_ANSWER[request["kind"]], "failure"}:
         raise SecurityError(
-            f"{terms.site_id}: the trainer gave a {message['kind']!r} reply; withheld"
+            f"{terms.site_id}: the trainer gave a {message['kind']!r} reply to a "
+            f"{request['kind']!r} request; withheld"
         )
     require_listed(message, site_id=terms.site_id)
-    said = cast("Mapping[str, Any]", message)
-    if said["datasite_id"] != terms.site_id or said.get("round_num") not in {terms.round_num, None}:
+    said, asked = cast("Mapping[str, Any]", message), cast("Mapping[str, Any]", request)
+    of_round = said.get("round_num")
+    if said["datasite_id"] != terms.site_id or of_round not in {asked.get("round_num"), None}:
         raise SecurityError(f"{terms.site_id}: the trainer answered another request; withheld")
     if message["kind"] == "update":
         _require_known(message["metrics"], terms)
-        _require_enough(message["num_samples"], terms)
-        named = message.get("compression")
-        _require_like_the_model(entries, len(reply.body), terms, is_compressed=named is not None)
+        training = cast("TrainRequest", request)
+        if training["algorithm"]["name"] != PROBE:
+            _require_enough(message["num_samples"], terms)  # the probe learns of no row
+        size = terms.size_of(training["model"], is_compressed="compression" in message)
+        _require_like_the_model(entries, len(reply.body), size, site_id=terms.site_id)
         return Released(message, reply)
     if entries or reply.body:
         raise SecurityError(f"{terms.site_id}: the trainer sent tensors with no update; withheld")
@@ -184,25 +188,22 @@ def _require_enough(num_samples: int, terms: Terms) -> None:
 
 
 def _require_like_the_model(
-    entries: Entries, size_bytes: int, terms: Terms, *, is_compressed: bool
+    entries: Entries, size_bytes: int, size: _Size, *, site_id: str
 ) -> None:
-    layout = {} if terms.model is None else _layout(terms.model, terms.schema)
-    coded = (VALUES, SCALES) if is_compressed else ()
-    allowed = _full_names((*layout, *coded))
     parts = {name.partition("/")[0] for name in entries}
-    most_bytes = sum(tensor.nbytes for tensor in layout.values())
-    if is_compressed:  # what cannot be compressed becomes a little longer
-        most_bytes += most_bytes // 64 + 4096
-    if not entries.keys() <= allowed or size_bytes > most_bytes * len(parts):
+    if not entries.keys() <= size.names or size_bytes > size.most_bytes * len(parts):
         raise SecurityError(
-            f"{terms.site_id}: the update's tensors are not those of the plan's model; withheld"
+            f"{site_id}: the update's tensors are not those of the plan's model; withheld"
         )
 
 
-@lru_cache(maxsize=8)
-def _full_names(names: tuple[str, ...]) -> frozenset[str]:
-    """Give the names that tensors may have in a message."""
-    return frozenset(f"{part}/{name}" for part in TENSOR_FIELDS for name in names)
+def _size(layout: Parameters, *, is_compressed: bool) -> _Size:
+    names = (*layout, *((VALUES, SCALES) if is_compressed else ()))
+    most_bytes = sum(tensor.nbytes for tensor in layout.values())
+    if is_compressed:  # what cannot be compressed becomes a little longer
+        most_bytes += most_bytes // 64 + 4096
+    full_names = frozenset(f"{part}/{name}" for part in TENSOR_FIELDS for name in names)
+    return _Size(full_names, most_bytes)
 
 
 def _layout(model: ModelSpec, schema: DataSchema) -> Parameters:

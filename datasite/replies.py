@@ -87,6 +87,9 @@ class Replies:
         """
         is_large = len(reply.body) > _LARGE_BYTES
         file = self._write(answers, reply.body, is_paid=is_paid) if is_large else None
+        oldest = answers["round_num"] - _ROUNDS_KEPT
+        values = {"of_plan": answers["plan_id"], "of_kind": answers["kind"], "oldest": oldest}
+        connection.execute(_FORGET, values)  # before: the new row then takes the old one's pages
         row = {
             **answers,
             "head": reply.head,
@@ -97,9 +100,6 @@ class Replies:
         connection.execute(_REPLACE, row)
         newest = self._newest(answers["plan_id"], answers["kind"])
         self._newest_of[answers["plan_id"], answers["kind"]] = max(newest, answers["round_num"])
-        oldest = answers["round_num"] - _ROUNDS_KEPT
-        values = {"of_plan": answers["plan_id"], "of_kind": answers["kind"], "oldest": oldest}
-        connection.execute(_FORGET, values)
         if newest == _NONE:
             connection.execute(_FORGET_PLANS)
 

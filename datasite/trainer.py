@@ -19,7 +19,7 @@ from core.arena import Arena, Buffer
 from core.exceptions import DataSiteError, FederatedLearningError
 from core.wire import Parcel
 from datasite.training.child import Start, anew, as_a_copy
-from datasite.training.orders import JobWriter, Order, heard_account, say_order
+from datasite.training.orders import Order, Orders
 from datasite.training.work import Assignment, Done, Worker, perform
 
 _SPARE_BYTES: Final = 1 << 16
@@ -154,7 +154,7 @@ class _Child:
         self._poll = select.poll()  # once: a connection's own `poll` makes one each time
         self._poll.register(self._pipe.fileno(), select.POLLIN)
         self._started = False
-        self._jobs = JobWriter()
+        self._orders = Orders(self._pipe)
 
     def ask(self, assignment: Assignment, deadline_s: float, watch: Watch) -> Done:
         """Give the child's answer; TimeoutError, saying what, when it takes longer."""
@@ -166,22 +166,18 @@ class _Child:
             self._started = True
         body = self._shared(assignment.request.body)
         room = self._arena.allocate(len(body) + _SPARE_BYTES)
-        order = Order(
-            body=self._place(body),
-            room=self._place(room),
-            has_state=len(assignment.state) > 0,
-        )
-        say_order(pipe, self._jobs.write(assignment.job), order, assignment.request.head)
+        order = Order(self._place(body), self._place(room), len(assignment.state) > 0)
+        self._orders.say(assignment.job, order, assignment.request.head)
         if assignment.state:
             pipe.send_bytes(assignment.state)
         if not self._hears(deadline_s, watch):
             raise TimeoutError(f"was stopped at its deadline of {deadline_s:g} s")
-        account, head = heard_account(pipe)
-        answered: Buffer = room[: account["body_bytes"]]
-        if not account["is_in_room"]:
-            answered = bytearray(pipe.recv_bytes()) if account["body_bytes"] else b""
-        state = pipe.recv_bytes() if account["has_state"] else b""
-        return Done(Parcel(head, answered, bytes.fromhex(account["body_hash"])), state)
+        account, head = self._orders.heard()
+        answered: Buffer = room[: account.body_bytes]
+        if not account.is_in_room:
+            answered = bytearray(pipe.recv_bytes()) if account.body_bytes else b""
+        state = pipe.recv_bytes() if account.has_state else b""
+        return Done(Parcel(head, answered, account.body_hash), state)
 
     def stop(self) -> None:
         """End the process now and reap it."""

@@ -3,9 +3,8 @@
 plan -> its turn -> answered already? -> trainer -> release -> ledger -> reply
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
+from typing import NamedTuple, cast
 
 from loguru import logger
 
@@ -34,6 +33,13 @@ from datasite.training.work import Assignment, Done, Job
 from datasite.under_way import UnderWay
 
 
+class _Task(NamedTuple):
+    """What a plan comes to: the trainer's job, and what its replies are held to."""
+
+    job: Job
+    terms: Terms
+
+
 class Workshop:
     """Does the work of one site.
 
@@ -59,7 +65,7 @@ class Workshop:
         self._private = PrivateRounds(records.budgets, site_id=site_id)
         self._states = States(records.ledger, site_id=site_id)
         self._under_way = UnderWay(site_id=site_id)
-        self._last: tuple[Plan, Dataset, Job] | None = None
+        self._last: tuple[Plan, Dataset, _Task] | None = None
 
     @property
     def is_busy(self) -> bool:
@@ -76,8 +82,15 @@ class Workshop:
             DataSiteError: The work was not done, or cannot be kept.
         """
         grant = self._consent.grant(message, caller)
-        job = self._job_of(grant)
-        with self._turn(grant) as watch:
+        job, terms = self._task_of(grant)
+        with self._under_way.turn(message, self._allowed_s(message)) as turn:
+
+            def watch() -> None:
+                turn.require_wanted()
+                self._consent.require_standing(grant)
+
+            if turn.has_waited:
+                watch()
             mechanism = self._private.mechanism(grant, partial(self._counted, job, watch))
             if message["kind"] == "privacy_account":
                 return self._told(grant, caller, self._private.account(grant, mechanism))
@@ -85,9 +98,9 @@ class Workshop:
                 if mechanism is not None:
                     job = job.copy()
                     job["mechanism"] = mechanism
-                return self._train(grant, Assignment(job, request), message, caller, watch)
+                return self._train(grant, terms, Assignment(job, request), caller, watch)
             self._consent.begin(grant)
-            reply, done = self._perform(grant.dataset, Assignment(job, request), message, watch)
+            reply, done = self._perform(Assignment(job, request), terms, message, watch)
             with self._consent.conclude(grant, reply) as connection:
                 audit.append(connection, worked(grant, caller, reply, done))
             return done.reply
@@ -101,9 +114,10 @@ class Workshop:
             SiteBusyError: Others had the trainer for as long as the request may take.
             DataSiteError: The work was not done.
         """
-        with self._under_way.turn(request["deadline_s"]):
-            assignment = Assignment(self._job(dataset, split, None), wire.encode(request))
-            reply, done = self._perform(dataset, assignment, request, unwatched)
+        with self._under_way.turn(None, request["deadline_s"]):
+            job, terms = self._task(dataset, split, None)
+            assignment = Assignment(job, wire.encode(request))
+            reply, done = self._perform(assignment, terms, request, unwatched)
         facts = {
             "dataset": dataset.name,
             "data_version": dataset.version,
@@ -122,34 +136,10 @@ class Workshop:
         """Give memory for a request's body, where the trainer finds it the quickest."""
         return self._trainer.allocate(size_bytes)
 
-    @contextmanager
-    def _turn(self, grant: Grant) -> Iterator[Watch]:
-        """Have the trainer for a request; what is given raises when its work is to stop.
-
-        A request may have waited for its turn: that it is still wanted, and its plan stands, is
-        then looked at first.
-        """
-        with (
-            self._under_way.entered(grant.request) as require_wanted,
-            self._under_way.turn(self._allowed_s(grant.request)) as has_waited,
-        ):
-
-            def watch() -> None:
-                require_wanted()
-                self._consent.require_standing(grant)
-
-            if has_waited:
-                watch()
-            yield watch
-
     def _train(
-        self,
-        grant: Grant,
-        asked: Assignment,
-        message: TrainRequest,
-        caller: Caller,
-        watch: Watch,
+        self, grant: Grant, terms: Terms, asked: Assignment, caller: Caller, watch: Watch
     ) -> Parcel:
+        message = cast("TrainRequest", grant.request)
         plan_id, round_num = grant.plan.plan_id, message["round_num"]
         name = asked.request.name
         answers = Answers(plan_id=plan_id, round_num=round_num, kind="train", request=name)
@@ -162,7 +152,7 @@ class Workshop:
         mechanism = asked.job.get("mechanism")
         self._private.require_room(grant, mechanism)
         assignment = asked._replace(state=self._state(grant.plan, message))
-        reply, done = self._perform(grant.dataset, assignment, message, watch)
+        reply, done = self._perform(assignment, terms, message, watch)
         kept = None
         if secure is not None and reply["kind"] == "update":
             kept = self._secure.kept(secure, asked.request, done.reply)
@@ -202,20 +192,12 @@ class Workshop:
         return self._states.find(plan.plan_id, message["state_round"])
 
     def _perform(
-        self, dataset: Dataset, assignment: Assignment, message: DataRequest, watch: Watch
+        self, assignment: Assignment, terms: Terms, message: DataRequest, watch: Watch
     ) -> tuple[Message, Done]:
         """Have the trainer do it; what may leave the site. Called in its turn."""
         deadline_s = self._allowed_s(message)
         done = self._trainer.perform(assignment, deadline_s=deadline_s, watch=watch)
-        privacy = assignment.job["privacy"]
-        terms = Terms(
-            site_id=self._site_id,
-            minimum_count=max(self._config.release.minimum_count, smallest_group(privacy)),
-            schema=dataset.schema,
-            drift=assignment.job["drift"],
-            metrics=PRIVATE_METRICS if is_private(privacy) else METRICS,
-        )
-        reply, parcel = released(done.reply, terms.of(message))
+        reply, parcel = released(done.reply, terms, message)
         return reply, done._replace(reply=parcel)
 
     def _allowed_s(self, message: WorkRequest) -> float:
@@ -223,22 +205,33 @@ class Workshop:
         most_s = self._config.training.deadline_s
         return most_s if message["kind"] == "statistics" else min(most_s, message["deadline_s"])
 
-    def _job_of(self, grant: Grant) -> Job:
-        """Give the job of a plan, the same object as long as nothing has changed."""
+    def _task_of(self, grant: Grant) -> _Task:
+        """Give the task of a plan, the same object as long as nothing has changed."""
         agreed = grant.plan.proposal
-        plan, dataset, job = self._last or (None, None, None)
-        if job is None or plan is not grant.plan or dataset is not grant.dataset:
-            job = self._job(grant.dataset, agreed["split"], agreed.get("privacy"))
-            self._last = grant.plan, grant.dataset, job
-        return job
+        plan, dataset, task = self._last or (None, None, None)
+        if task is None or plan is not grant.plan or dataset is not grant.dataset:
+            task = self._task(grant.dataset, agreed["split"], agreed.get("privacy"))
+            self._last = grant.plan, grant.dataset, task
+        return task
 
-    def _job(self, dataset: Dataset, split: SplitSettings, privacy: PrivacySettings | None) -> Job:
-        return Job(
+    def _task(
+        self, dataset: Dataset, split: SplitSettings, privacy: PrivacySettings | None
+    ) -> _Task:
+        drift = {} if is_private(privacy) else self._registry.drift(dataset)
+        job = Job(
             site_id=self._site_id,
             file=str(dataset.file),
             sha256=dataset.sha256,
             schema=dataset.schema.model_dump(mode="json"),
             split=split,
-            drift={} if is_private(privacy) else self._registry.drift(dataset),
+            drift=drift,
             privacy=privacy,
         )
+        terms = Terms(
+            site_id=self._site_id,
+            minimum_count=max(self._config.release.minimum_count, smallest_group(privacy)),
+            schema=dataset.schema,
+            drift=drift,
+            metrics=PRIVATE_METRICS if is_private(privacy) else METRICS,
+        )
+        return _Task(job, terms)

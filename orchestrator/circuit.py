@@ -9,10 +9,9 @@ ERROR    answers, and cannot do what is asked: somebody must look; it is asked a
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Final
+from typing import Final, NamedTuple
 
 from loguru import logger
 
@@ -31,8 +30,7 @@ _ANSWERS: Final = (CalledOffError, PlanError, PrivacyBudgetError, WaitExpiredErr
 """What a site in good order may answer: a person's decision, and nothing to be mended."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class Standing(NamedTuple):
     """Where a site stands.
 
     Attributes:
@@ -118,7 +116,7 @@ class Circuits:
     def _begun(standing: Standing) -> Standing:
         is_fine = standing.status in {DataSiteStatus.ONLINE, DataSiteStatus.BUSY}
         status = DataSiteStatus.BUSY if is_fine else standing.status
-        return replace(standing, status=status, requests=standing.requests + 1)
+        return standing._replace(status=status, requests=standing.requests + 1)
 
     def _change(self, site_id: str, step: Callable[[Standing], Standing]) -> None:
         with self._changed:
@@ -126,7 +124,7 @@ class Circuits:
             after = step(before)
             has_moved = after.status is not before.status
             if has_moved:
-                after = replace(after, since=datetime.now(UTC))
+                after = after._replace(since=datetime.now(UTC))
             self._standings[site_id] = after
             self.version += 1
             self._changed.notify_all()
@@ -139,21 +137,21 @@ def _ended(standing: Standing) -> Standing:
     requests = standing.requests - 1
     is_free = standing.status is DataSiteStatus.BUSY and not requests and standing.error is None
     status = DataSiteStatus.ONLINE if is_free else standing.status
-    return replace(standing, status=status, requests=requests)
+    return standing._replace(status=status, requests=requests)
 
 
 def _answered(standing: Standing) -> Standing:
     status = DataSiteStatus.BUSY if standing.requests else DataSiteStatus.ONLINE
-    return replace(standing, status=status, error=None)
+    return standing._replace(status=status, error=None)
 
 
 def _failed(standing: Standing, error: FederatedLearningError) -> Standing:
     if isinstance(error, _ANSWERS):
         return _answered(standing)
     if isinstance(error, SiteBusyError):
-        return replace(standing, status=DataSiteStatus.BUSY, error=again(error))
+        return standing._replace(status=DataSiteStatus.BUSY, error=again(error))
     status = DataSiteStatus.OFFLINE if error.retryable else DataSiteStatus.ERROR
-    return replace(standing, status=status, error=again(error))
+    return standing._replace(status=status, error=again(error))
 
 
 def _log(site_id: str, standing: Standing) -> None:

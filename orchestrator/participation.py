@@ -72,12 +72,17 @@ class Participation(Section):
 
     def draw_size(self, sites: int) -> int:
         """Give how many of `sites` sites train in a round; a part of a site is a whole one."""
+        if self.fraction == 1.0:
+            return sites
         # As it is written: the float 0.07 * 100 is a little more than 7.
         share = math.ceil(Fraction(str(self.fraction)) * sites)
         return min(sites, max(self.minimum, share))
 
     def draw(self, site_ids: Sequence[str], *, seed: int, round_num: int) -> tuple[str, ...]:
         """Give those of `site_ids` that train in a round, sorted; the same whenever asked."""
+        size = self.draw_size(len(site_ids))
+        if size == len(site_ids):
+            return tuple(sorted(site_ids))
         generator = np.random.default_rng(derive_seed(seed, round_num, "participation"))
-        drawn = generator.permutation(sorted(site_ids))[: self.draw_size(len(site_ids))]
+        drawn = generator.permutation(sorted(site_ids))[:size]
         return tuple(sorted(drawn.tolist()))

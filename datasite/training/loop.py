@@ -20,7 +20,7 @@ from loguru import logger
 
 from core.arena import Arena
 from core.wire import Parcel
-from datasite.training.orders import Account, heard_order, say_account
+from datasite.training.orders import Account, Work
 from datasite.training.work import Assignment, Done, Worker, perform
 
 NAME: Final = "site-trainer"
@@ -48,16 +48,17 @@ def main(jobs_fd: int, lifeline_fd: int, arena_fd: int, threads: int) -> None:
     worker = Worker(room.allocate)
     with Connection(jobs_fd) as pipe:
         pipe.send_bytes(b"started")
+        work = Work(pipe)
         while True:
             try:
-                job, order, head = heard_order(pipe)
+                job, order, head = work.heard()
             except EOFError:
                 return
-            state = pipe.recv_bytes() if order["has_state"] else b""
-            room.memory = arena.view(*order["room"])
-            request = Parcel(head, arena.view(*order["body"]))
+            state = pipe.recv_bytes() if order.has_state else b""
+            room.memory = arena.view(*order.room)
+            request = Parcel(head, arena.view(*order.body))
             done = perform(worker, Assignment(job, request, state))
-            _tell(pipe, done, is_in_room=arena.offset_of(done.reply.body) is not None)
+            _tell(pipe, work, done, is_in_room=arena.offset_of(done.reply.body) is not None)
 
 
 def _take_name() -> None:
@@ -65,15 +66,10 @@ def _take_name() -> None:
         Path("/proc/self/comm").write_text(NAME, encoding="ascii")
 
 
-def _tell(pipe: Connection, done: Done, *, is_in_room: bool) -> None:
+def _tell(pipe: Connection, work: Work, done: Done, *, is_in_room: bool) -> None:
     reply = done.reply
-    account = Account(
-        body_bytes=len(reply.body),
-        body_hash=reply.body_hash.hex(),
-        is_in_room=is_in_room,
-        has_state=len(done.state) > 0,
-    )
-    say_account(pipe, account, reply.head)
+    account = Account(len(reply.body), reply.body_hash, is_in_room, len(done.state) > 0)
+    work.say(account, reply.head)
     if len(reply.body) and not is_in_room:
         pipe.send_bytes(reply.body)
     if done.state:

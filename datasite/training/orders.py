@@ -1,17 +1,20 @@
-"""What passes through the pipe between site and trainer: lines of JSON, then a message's head.
+"""What passes through the pipe between site and trainer: a few numbers, then a message's head.
 
-A job is the same in every round of a plan, so it has a line of its own, which is read only once.
+A job is the same in every round of a plan, so it goes through once, as JSON.
 """
 
 import json
-from functools import lru_cache
 from multiprocessing.connection import Connection
-from typing import TypedDict, cast
+from struct import Struct
+from typing import NamedTuple, cast
 
 from datasite.training.work import Job
 
+_ORDER = Struct("<4Q?I")
+_ACCOUNT = Struct("<Q32s??")
 
-class Order(TypedDict):
+
+class Order(NamedTuple):
     """What the trainer is to do; places are (offset, bytes) in the shared memory.
 
     `body` is where the request's body lies, and `room` where the reply's may be put; `has_state`
@@ -23,54 +26,57 @@ class Order(TypedDict):
     has_state: bool
 
 
-class Account(TypedDict):
+class Account(NamedTuple):
     """What came of it.
 
     `body_bytes` of the reply's body are in the room, or follow in the pipe where they found none
-    there; then the state follows, if there is one. `body_hash` is the body's, in hexadecimal.
+    there; then the state follows, if there is one.
     """
 
     body_bytes: int
-    body_hash: str
+    body_hash: bytes
     is_in_room: bool
     has_state: bool
 
 
-class JobWriter:
-    """Writes jobs out, the same one but once."""
+class Orders:
+    """The site's side of the pipe."""
 
-    def __init__(self) -> None:
-        self._last: tuple[Job, bytes] | None = None
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+        self._last: Job | None = None
 
-    def write(self, job: Job) -> bytes:
-        """Give the job's line."""
-        if self._last is None or self._last[0] is not job:
-            self._last = job, json.dumps(job).encode()
-        return self._last[1]
+    def say(self, job: Job, order: Order, head: bytes) -> None:
+        """Send a job, if it is another one than before, what is to be done, and the request."""
+        said = b"" if job is self._last else json.dumps(job).encode()
+        (body, body_bytes), (room, room_bytes), has_state = order
+        numbers = _ORDER.pack(body, body_bytes, room, room_bytes, has_state, len(said))
+        self._pipe.send_bytes(b"".join((numbers, said, head)))
+        self._last = job
 
-
-def say_order(pipe: Connection, job: bytes, order: Order, head: bytes) -> None:
-    """Send a job's line, what is to be done, and the request's head."""
-    pipe.send_bytes(b"\n".join((job, json.dumps(order).encode(), head)))
-
-
-def say_account(pipe: Connection, account: Account, head: bytes) -> None:
-    """Send what came of it, and the reply's head."""
-    pipe.send_bytes(b"\n".join((json.dumps(account).encode(), head)))
+    def heard(self) -> tuple[Account, bytes]:
+        """Give the account and the reply's head; EOFError when the trainer has ended."""
+        said = self._pipe.recv_bytes()
+        return Account(*_ACCOUNT.unpack_from(said)), said[_ACCOUNT.size :]
 
 
-def heard_order(pipe: Connection) -> tuple[Job, Order, bytes]:
-    """Give the next job, order and request's head; EOFError when there is none any more."""
-    job, said, head = pipe.recv_bytes().split(b"\n", maxsplit=2)
-    return _job(job), cast("Order", json.loads(said)), head
+class Work:
+    """The trainer's side of the pipe."""
 
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+        self._job: Job | None = None
 
-def heard_account(pipe: Connection) -> tuple[Account, bytes]:
-    """Give the account and the reply's head; EOFError when the trainer has ended."""
-    said, _, head = pipe.recv_bytes().partition(b"\n")
-    return cast("Account", json.loads(said)), head
+    def heard(self) -> tuple[Job, Order, bytes]:
+        """Give the next job, order and request's head; EOFError when there is none any more."""
+        said = self._pipe.recv_bytes()
+        body, body_bytes, room, room_bytes, has_state, job_bytes = _ORDER.unpack_from(said)
+        begin = _ORDER.size + job_bytes
+        if job_bytes:
+            self._job = cast("Job", json.loads(said[_ORDER.size : begin]))
+        assert self._job is not None  # noqa: S101 - the first order brings one
+        return self._job, Order((body, body_bytes), (room, room_bytes), has_state), said[begin:]
 
-
-@lru_cache(maxsize=4)
-def _job(said: bytes) -> Job:
-    return cast("Job", json.loads(said))
+    def say(self, account: Account, head: bytes) -> None:
+        """Send what came of it, and the reply's head."""
+        self._pipe.send_bytes(_ACCOUNT.pack(*account) + head)

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple, cast
 
 from core.arena import Buffer
 from core.limits import MAX_MESSAGE_BYTES
-from orchestrator.communication.answers import Timed
+from orchestrator.communication.answers import Plain, Timed
 from orchestrator.communication.traffic import Traffic
 
 _CONNECT_S: Final = 5.0
@@ -181,38 +181,32 @@ class Connections:
     def _exchange(
         self, connection: socket.socket, ask: Ask, deadline: Deadline, receiver: Receiver
     ) -> Answer:
-        with contextlib.ExitStack() as undo:
-            undo.callback(connection.close)
+        try:
             is_whole = self._send(connection, ask, deadline)
             timed = Timed(connection, deadline)
             try:
                 plain = timed.look()
-                response = None if plain is not None else _begun(timed, ask, undo)
+                response = _begun(timed, ask) if plain is None else None
             except LOST as exc:
                 raise _LostError(exc) from exc
-            if response is None:
-                assert plain is not None  # noqa: S101 - one of both is there
-                content = _taken(
-                    timed.readinto, plain.headers, plain.size_bytes, deadline, receiver
-                )
-                status, headers, closes = plain.status, plain.headers, plain.closes
-                closes = closes or timed.is_ahead  # of what nobody asked for
+            if response is not None:
+                with response:
+                    answer, closes = _read(response, deadline, receiver)
             else:
-                headers = {name.lower(): value for name, value in response.headers.items()}
-                content = (
-                    _undeclared(response)
-                    if response.length is None
-                    else _taken(response.readinto, headers, response.length, deadline, receiver)
-                )
-                status, closes = response.status, response.will_close
-            undo.pop_all()
+                status, headers, size_bytes, closes = cast("Plain", plain)
+                content = _taken(timed.readinto, headers, size_bytes, deadline, receiver)
+                answer = Answer(status, headers, content)
+                closes = closes or timed.is_ahead  # of what nobody asked for
+        except BaseException:
+            connection.close()
+            raise
         if closes or not is_whole:
             connection.close()
         else:
             self._keep(connection)
         sent = sum(len(part) for part in ask.parts)
-        self._traffic.add(sent=sent, received=len(content))
-        return Answer(status, headers, content)
+        self._traffic.add(sent=sent, received=len(answer.content))
+        return answer
 
     def _send(self, connection: socket.socket, ask: Ask, deadline: Deadline) -> bool:
         """Send the request; False when it was not heard to its end."""
@@ -255,18 +249,33 @@ def _fitting(size_bytes: int) -> int:
     return size_bytes
 
 
-def _begun(timed: Timed, ask: Ask, undo: contextlib.ExitStack) -> http.client.HTTPResponse:
+def _begun(timed: Timed, ask: Ask) -> http.client.HTTPResponse:
     """Give an answer of any form, read to the end of its headers by Python's own reader.
 
     Raises:
         http.client.HTTPException: It is no HTTP, or ended among the headers.
     """
     response = http.client.HTTPResponse(cast("socket.socket", timed), method=ask.method)
-    undo.callback(response.close)
-    response.begin()
-    if timed.has_ended:  # of which those that came would be taken
-        raise http.client.IncompleteRead(b"")
+    with contextlib.ExitStack() as undo:
+        undo.callback(response.close)
+        response.begin()
+        if timed.has_ended:  # of which those that came would be taken
+            raise http.client.IncompleteRead(b"")
+        undo.pop_all()
     return response
+
+
+def _read(
+    response: http.client.HTTPResponse, deadline: Deadline, receiver: Receiver
+) -> tuple[Answer, bool]:
+    """Give an answer of any form, and whether the connection ends with it."""
+    headers = {name.lower(): value for name, value in response.headers.items()}
+    content = (
+        _undeclared(response)
+        if response.length is None
+        else _taken(response.readinto, headers, response.length, deadline, receiver)
+    )
+    return Answer(response.status, headers, content), response.will_close
 
 
 def _taken(

@@ -22,6 +22,8 @@ from orchestrator.communication.connections import Answer, Deadline, Receiver
 _PATH: Final = "session"
 _NO_SESSION: Final = HTTPStatus.UNAUTHORIZED
 _NO_BODY: Final = HTTPStatus.CONFLICT
+_LARGE_BYTES: Final = 1 << 20
+"""From here on fresh memory costs more than what it is for."""
 
 
 class Session:
@@ -178,6 +180,8 @@ class _Hashing(Receiver):
         self._hasher = blake3()
         said = headers.get("x-head", "")
         self._head_bytes = int(said) if said.isdecimal() else 0
+        if size_bytes < _LARGE_BYTES:
+            return memoryview(bytearray(size_bytes))
         return scratch().allocate(size_bytes)
 
     def came(self, part: memoryview) -> None:

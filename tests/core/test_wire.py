@@ -414,6 +414,16 @@ def test_every_flipped_bit_is_refused_or_gives_a_valid_message() -> None:
 
 DESCRIBE = f'{{"version": "{wire.VERSION}", "fields": {{"kind": "describe"}}}}'
 W = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+SITE = {
+    "kind": "site",
+    "datasite_id": "a",
+    "status": "ONLINE",
+    "version": "1",
+    "code_hash": "",
+    "models": [],
+    "algorithms": [],
+    "datasets": [{"name": "press", "version": 1, "rows": 1, "schema": {"columns": [0.5]}}],
+}
 UPDATE = {name: value for name, value in update().items() if name != "parameters"}
 
 
@@ -445,6 +455,7 @@ UPDATE = {name: value for name, value in update().items() if name != "parameters
         blob_saying(json.dumps({**UPDATE, "metrics": {"train_loss": math.nan}})),
         blob_saying(json.dumps({**UPDATE, "metrics": {"train_loss": -math.inf}})),
         blob_saying(json.dumps(UPDATE).replace("0.5", "1e999")),
+        blob_saying(json.dumps(SITE).replace("0.5", "-1e999")),
         blob_saying({"kind": "plan_status", "plan_id": "\ud800"}),
         blob_saying("[" * 100_000),
         blob_of(b"[" * 100_000),
@@ -485,6 +496,7 @@ UPDATE = {name: value for name, value in update().items() if name != "parameters
         "float: NaN",
         "float: -Infinity",
         "float: infinite by its exponent",
+        "float: the same in a fact",
         "text: half a character",
         "message: deep",
         "header: deep",
@@ -506,6 +518,19 @@ def test_what_is_no_message_is_a_protocol_error(blob: bytes) -> None:
         wire.decode(Parcel.of(blob))
     assert isinstance(caught.value, CommunicationError)
     assert not caught.value.retryable
+
+
+def test_peeking_finds_tensors_that_belong_to_no_field() -> None:
+    """Who passes a message on has looked at all of it but the tensors' values."""
+    for fields, tensor in ((UPDATE, "metrics/w"), ({"kind": "describe"}, "control/w")):
+        with pytest.raises(ProtocolError, match="not a"):
+            wire.peek(Parcel.of(blob_saying(fields, **{tensor: W}) + b"\0" * 4))
+
+
+def test_what_was_peeked_at_reads_the_same() -> None:
+    """It was found valid before, and is not looked at again."""
+    parcel = wire.encode(update())
+    assert comparable(wire.decode(parcel, is_peeked=True)) == comparable(wire.decode(parcel))
 
 
 def test_a_field_given_twice_does_not_add_up() -> None:

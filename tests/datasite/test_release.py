@@ -44,6 +44,23 @@ OpenSite = Callable[..., FactoryDataSite]
 OFFERED = {"name": "press", "version": 1, "rows": 100, "schema": {}}
 
 
+UNASKED: dict[str, Any] = {
+    "kind": "update",
+    "datasite_id": "factory-1",
+    "round_num": 0,
+    "num_samples": ROWS,
+    "num_steps": 1,
+    "metrics": {},
+    "parameters": {},
+}
+
+
+def becomes(reply: dict[str, Any]) -> None:
+    """Have the reply be an update that nobody asked for."""
+    reply.clear()
+    reply.update(UNASKED)
+
+
 def refused(
     open_site: OpenSite, folder: Path, change: Callable[[dict[str, Any]], object], kind: str
 ) -> str:
@@ -109,6 +126,7 @@ def test_a_request_is_no_reply() -> None:
     [
         ("train", lambda r: r.update(datasite_id="other"), "answered another request"),
         ("train", lambda r: r.update(round_num=7), "answered another request"),
+        ("statistics", becomes, "a 'update' reply to a 'statistics' request"),
         ("train", lambda r: r["parameters"].update(row=torch.ones(1)), "not those of the plan's"),
         (
             "train",
@@ -130,6 +148,7 @@ def test_a_request_is_no_reply() -> None:
     ids=[
         "another site",
         "another round",
+        "an update that nobody asked for",
         "a tensor more",
         "tensors of more bytes",
         "a control of its own",
