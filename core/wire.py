@@ -215,13 +215,8 @@ def encode(message: Message, allocate: Allocate = bytearray) -> Parcel:
     return parcel
 
 
-def decode(parcel: Parcel, *, is_peeked: bool = False) -> Message:
+def decode(parcel: Parcel) -> Message:
     """Give the message that `encode` was given; its tensors lie in the parcel's body.
-
-    Args:
-        parcel: The message.
-        is_peeked: Whether `peek` has found its fields valid, in this process or in the one that
-            gave it to this one; then they are not looked at once more.
 
     Raises:
         ProtocolError: `parcel` is not a message of this version.
@@ -229,9 +224,8 @@ def decode(parcel: Parcel, *, is_peeked: bool = False) -> Message:
     lying, fields = _read_head(parcel.head)
     try:
         tensors = lying.unpack(parcel.body)
-        empty = _empty(tensors, fields)
-        message = fields if is_peeked else _valid({**fields, **empty})
-        return cast("Message", {**message, **empty, **tensors})
+        message = _valid({**fields, **_empty(tensors, fields)})
+        return cast("Message", {**message, **tensors})
     except (ValueError, KeyError, RuntimeError, TypeError) as exc:
         raise ProtocolError(f"the tensors of the message cannot be read: {exc}") from exc
 

@@ -78,7 +78,7 @@ class Assignment(NamedTuple):
 
     Attributes:
         job: Where the data lie.
-        request: The request, whose fields the site has found valid.
+        request: The request.
         state: What the site keeps for the algorithm, as `Done.state` was; empty for nothing.
     """
 
@@ -117,7 +117,7 @@ class Worker:
             FederatedLearningError: As the work demands; the carrier turns it into a `Failure`.
         """
         job = assignment.job
-        message = wire.decode(assignment.request, is_peeked=True)
+        message = wire.decode(assignment.request)
         match message["kind"]:
             case "train":
                 return self._train(job, message, assignment.state)

@@ -527,12 +527,6 @@ def test_peeking_finds_tensors_that_belong_to_no_field() -> None:
             wire.peek(Parcel.of(blob_saying(fields, **{tensor: W}) + b"\0" * 4))
 
 
-def test_what_was_peeked_at_reads_the_same() -> None:
-    """It was found valid before, and is not looked at again."""
-    parcel = wire.encode(update())
-    assert comparable(wire.decode(parcel, is_peeked=True)) == comparable(wire.decode(parcel))
-
-
 def test_a_field_given_twice_does_not_add_up() -> None:
     """JSON's last value counts, as one field."""
     twice = '{"kind": "plan_status", "plan_id": "first", "plan_id": "second"}'
