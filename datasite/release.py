@@ -68,15 +68,14 @@ class Terms:
     schema: DataSchema
     drift: Mapping[str, float] = field(default_factory=dict)
     metrics: frozenset[str] = METRICS
-    _sizes: list[tuple[ModelSpec, bool, _Size]] = field(default_factory=list, init=False)
+    _sizes: dict[bool, tuple[ModelSpec, _Size]] = field(default_factory=dict, init=False)
 
     def size_of(self, model: ModelSpec, *, is_compressed: bool) -> _Size:
-        """Give how large an update of this model may be; a plan has one."""
-        for known, was_compressed, size in self._sizes:
-            if known == model and was_compressed is is_compressed:
-                return size
-        size = _size(_layout(model, self.schema), is_compressed=is_compressed)
-        self._sizes[:] = [(model, is_compressed, size)]
+        """Give how large an update of this model may be; a plan has one, so it is kept."""
+        known, size = self._sizes.get(is_compressed, (None, None))
+        if size is None or known != model:
+            size = _size(_layout(model, self.schema), is_compressed=is_compressed)
+            self._sizes[is_compressed] = model, size
         return size
 
 
