@@ -65,6 +65,8 @@ _METADATA = "__metadata__"
 _MESSAGE = "message"
 _OPENING = f'{{"{_METADATA}": {{"{_MESSAGE}": "'
 _READER = json.JSONDecoder()
+_WRITER = json.JSONEncoder(allow_nan=False, sort_keys=True)
+_QUOTER = json.JSONEncoder(ensure_ascii=False)
 _NO_TENSORS: Final[Parameters] = {}
 _KINDS_WITH_PARAMETERS = ("train", "update", "evaluate", "masked_update")
 """No set: a kind that somebody made a list of cannot be looked up in one."""
@@ -265,9 +267,8 @@ def _kind_name(kind: type[object]) -> str:
 
 
 def _head(fields: Mapping[str, Any], entries: str) -> bytes:
-    said = json.dumps({"version": VERSION, "fields": fields}, allow_nan=False, sort_keys=True)
-    metadata = json.dumps({_MESSAGE: said}, ensure_ascii=False)
-    header = f'{{"{_METADATA}": {metadata}{entries}}}'.encode()
+    said = _WRITER.encode({"version": VERSION, "fields": fields})
+    header = f"{_OPENING[:-1]}{_QUOTER.encode(said)}}}{entries}}}".encode()
     header += b" " * (-len(header) % ALIGNMENT)
     if len(header) > MAX_HEADER_BYTES:
         message = f"its header has {len(header)} bytes, more than {MAX_HEADER_BYTES}"

@@ -38,6 +38,8 @@ class SiteProtocol(HttpToolsProtocol):
     headers_s = HEADERS_S
     route: SessionRoute | None = None
     work: Executor
+    _patience_s: float | None = None
+    """How long may be taken over what has begun to come in, if anything has."""
     _giving_up: asyncio.TimerHandle | None = None
     _exchange: Exchange | None = None
     """The request in a session that is not answered yet."""
@@ -53,7 +55,13 @@ class SiteProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See `asyncio.Protocol`."""
         super().connection_made(transport)
-        self._wait(self.headers_s)
+        self._patience_s = self.headers_s
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        """See `asyncio.Protocol`; most often a request is there at once, and waited for never."""
+        super().data_received(data)
+        self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.Protocol`."""
@@ -64,8 +72,8 @@ class SiteProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """Be told by the parser of a request's first byte."""
-        if self._giving_up is None:
-            self._wait(self.headers_s)
+        if self._patience_s is None:
+            self._patience_s = self.headers_s
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
@@ -114,7 +122,7 @@ class SiteProtocol(HttpToolsProtocol):
         if exchange.is_open:
             if self.expect_100_continue:
                 self.transport.write(_CONTINUE)
-            self._wait(exchange.patience_s)
+            self._patience_s = exchange.patience_s
 
     def _send_soon(self, answer: Answer) -> None:
         self.loop.call_soon_threadsafe(self._send, answer)
@@ -136,16 +144,18 @@ class SiteProtocol(HttpToolsProtocol):
             self.transport.close()
         self.on_response_complete()
 
-    def _wait(self, seconds: float) -> None:
-        self._giving_up = self.loop.call_later(seconds, self._give_up)
+    def _wait(self) -> None:
+        if self._patience_s is not None and self._giving_up is None:
+            self._giving_up = self.loop.call_later(self._patience_s, self._give_up)
 
     def _stop_waiting(self) -> None:
+        self._patience_s = None
         if self._giving_up is not None:
             self._giving_up.cancel()
             self._giving_up = None
 
     def _give_up(self) -> None:
-        self._giving_up = None
+        self._stop_waiting()
         if self._exchange is not None and self._exchange.is_open:
             self._exchange.give_up()
         else:

@@ -4,7 +4,8 @@ plan -> its turn -> answered already? -> trainer -> release -> ledger -> reply
 """
 
 from functools import partial
-from typing import NamedTuple, cast
+from time import monotonic
+from typing import Final, NamedTuple, cast
 
 from loguru import logger
 
@@ -31,6 +32,9 @@ from datasite.states import NOTHING, States
 from datasite.trainer import Trainer, Watch, unwatched
 from datasite.training.work import Assignment, Done, Job
 from datasite.under_way import UnderWay
+
+_PAUSE_S: Final = 1.0
+"""Between two lines about rounds of one plan in the site's log."""
 
 
 class _Task(NamedTuple):
@@ -65,6 +69,7 @@ class Workshop:
         self._private = PrivateRounds(records.budgets, site_id=site_id)
         self._states = States(records.ledger, site_id=site_id)
         self._under_way = UnderWay(site_id=site_id)
+        self._logged = "", 0.0
         self._last: tuple[Plan, Dataset, _Task] | None = None
 
     @property
@@ -168,9 +173,7 @@ class Workshop:
                     follows = message.get("state_round", NOTHING)
                     self._states.keep(connection, plan_id, round_num, done.state, follows=follows)
             audit.append(connection, worked(grant, caller, reply, done))
-        logger.bind(site_id=self._site_id, round_num=round_num).info(
-            "round {}: {}", round_num, summary(reply)
-        )
+        self._log(plan_id, round_num, reply)
         return done.reply
 
     def _told(self, grant: Grant, caller: Caller, account: PrivacyAccount) -> Parcel:
@@ -179,6 +182,20 @@ class Workshop:
         entry = audit.answered(caller.email, kind, plan_id, account, grant.facts)
         audit.write(self._ledger, entry)
         return wire.encode(require_listed(account, site_id=self._site_id))
+
+    def _log(self, plan_id: str, round_num: int, reply: Message) -> None:
+        """Say how a round went; of short rounds of one plan, no more than one a second.
+
+        Nobody reads more, each has its row in the audit log, and a line takes a tenth of a short
+        round's time.
+        """
+        plan_before, begin = self._logged
+        if reply["kind"] == "update" and plan_id == plan_before and monotonic() < begin + _PAUSE_S:
+            return
+        self._logged = plan_id, monotonic()
+        logger.bind(site_id=self._site_id, round_num=round_num).info(
+            "round {}: {}", round_num, summary(reply)
+        )
 
     def _counted(self, job: Job, watch: Watch, request: Parcel) -> Parcel:
         """Have the trainer count, for the site itself."""

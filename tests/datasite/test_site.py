@@ -3,6 +3,7 @@
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -12,6 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from loguru import logger
 from sites import (
     PREPROCESSING,
     PROBE,
@@ -499,6 +501,23 @@ def test_a_different_request_for_the_same_round_trains_again(
     other = ask(site, train_request(plan_id, parameters=parameters(seed=1)))
     assert digest(first["parameters"]) != digest(other["parameters"])
     assert len(trainer.deadlines_s) == len(log(site, "train")) == 2
+
+
+def test_short_rounds_of_a_plan_have_a_line_a_second_in_the_log(site: FactoryDataSite) -> None:
+    """The first at once, and that of another plan too; the audit log has every round."""
+    lines: list[str] = []
+    sink = logger.add(lines.append, level="INFO", format="{message}")
+    plan_id, rounds, begin = planned(site, rounds=20), range(20), time.monotonic()
+    for round_num in rounds:
+        assert ask(site, train_request(plan_id, round_num=round_num))["kind"] == "update"
+    seconds = time.monotonic() - begin
+    other = planned(site, run_id="run-2")
+    assert ask(site, train_request(other, round_num=2))["kind"] == "update"
+    logger.remove(sink)
+    found = [line.partition(":")[0] for line in lines if line.startswith("round ")]
+    assert (found[0], found[-1]) == ("round 0", "round 2")
+    assert len(found) <= 2 + seconds
+    assert len(log(site, "train")) == len(rounds) + 1
 
 
 def test_a_failed_round_may_be_tried_again(site: FactoryDataSite) -> None:
