@@ -1,9 +1,10 @@
-"""The floor under a round: what processes and pipes take to carry the same numbers.
+"""The floors under a round: what processes, pipes and HTTP take to carry the same numbers.
 
     python benchmarks/floor.py [--children 4] [--parameters 2500000] [--rounds 20]
 
-One child process stands for each site, joined to its parent by a pipe. What goes through it is the
-parameters as raw float32 and nothing else: no header, no checksum, no disk. There are two floors:
+One child process stands for each site. What goes there and back is the parameters as raw float32
+and nothing else; nothing is kept. Two floors have pipes between the children and their parent, no
+header and no checksum:
 
 - *plain*: what a plain program would do that trusts everybody and loses nothing. The parent sends
   the parameters to every child over `multiprocessing.Pipe` and then receives as many from each; a
@@ -13,18 +14,27 @@ parameters as raw float32 and nothing else: no header, no checksum, no disk. The
   machine can do. Both ends write and read the system's pipes into memory that they have from the
   start, the parent with a thread for each child; a child sends back what it got, and that is all.
 
+The third is what the usual libraries take, of Python's as the federation is:
+
+- *echo*: a child is a FastAPI route under uvicorn that sends back what it got, with an HMAC-SHA256
+  in both directions; the parent asks all at once, with a `requests` session and a thread for each.
+  With much to carry it is not measured.
+
 What the children must have sent is checked after the last round, outside the clock.
 """
 
 import argparse
+import hashlib
+import hmac
 import os
+import socket
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Final
@@ -32,7 +42,12 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-FLOORS: Final = ("plain", "quickest")
+PIPES: Final = ("plain", "quickest")
+ECHO: Final = "echo"
+
+_MOST_ECHOED_BYTES: Final = 200_000_000
+_KEY: Final = bytes(32)
+_TAG: Final = "x-tag"
 
 _STEP: Final = np.float32(2**-10)
 """What a child adds; a power of two, so that sums of it are exact."""
@@ -45,25 +60,28 @@ Samples = Mapping[str, Sequence[float]]
 
 
 def measure(children: int, parameters: int, rounds: int) -> Samples:
-    """Give how long rounds of either floor took."""
-    return {
+    """Give how long rounds of each floor took."""
+    samples = {
         "plain": _plain(children, parameters, rounds),
         "quickest": _quickest(children, parameters, rounds),
     }
+    if 4 * parameters * children <= _MOST_ECHOED_BYTES:
+        samples[ECHO] = _echoed(children, parameters, rounds)
+    return samples
 
 
 def medians(*measured: Samples) -> dict[str, float]:
     """Give each floor in ms: the median over all that was measured of it."""
     return {
         name: statistics.median(ms for samples in measured for ms in samples[name])
-        for name in FLOORS
+        for name in measured[0]
     }
 
 
 def _plain(children: int, parameters: int, rounds: int) -> list[float]:
     numbers: Numbers = np.ones(parameters, np.float32)
     taken = []
-    with _started(children, "add") as pipes:
+    with _piped(children, "add") as pipes:
         for _ in range(_WARM_UP + rounds):
             begin = time.perf_counter()
             for pipe in pipes:
@@ -78,10 +96,11 @@ def _plain(children: int, parameters: int, rounds: int) -> list[float]:
     return taken[_WARM_UP:]
 
 
-def _add(pipe: Connection, _parameters: int) -> None:
+def _add(descriptor: int, _parameters: int) -> None:
     """Be a child of the plain program until the parent closes its end."""
-    while (numbers := _next(pipe)) is not None:
-        pipe.send_bytes(numbers + _STEP)
+    with Connection(descriptor) as pipe:
+        while (numbers := _next(pipe)) is not None:
+            pipe.send_bytes(numbers + _STEP)
 
 
 def _next(pipe: Connection) -> Numbers | None:
@@ -102,7 +121,7 @@ def _quickest(children: int, parameters: int, rounds: int) -> list[float]:
             raise RuntimeError("a child of the floor ended")
 
     with (
-        _started(children, "echo", parameters) as pipes,
+        _piped(children, "repeat", parameters) as pipes,
         ThreadPoolExecutor(children) as pool,
     ):
         for _ in range(_WARM_UP + rounds):
@@ -114,11 +133,12 @@ def _quickest(children: int, parameters: int, rounds: int) -> list[float]:
     return taken[_WARM_UP:]
 
 
-def _echo(pipe: Connection, parameters: int) -> None:
+def _repeat(descriptor: int, parameters: int) -> None:
     """Be a child of the quickest way until the parent closes its end."""
     numbers: Numbers = np.empty(parameters, np.float32)
-    while _fill(pipe, numbers):
-        _write(pipe, numbers)
+    with Connection(descriptor) as pipe:
+        while _fill(pipe, numbers):
+            _write(pipe, numbers)
 
 
 def _write(pipe: Connection, numbers: Numbers) -> None:
@@ -138,25 +158,65 @@ def _fill(pipe: Connection, numbers: Numbers) -> bool:
     return True
 
 
-@contextmanager
-def _started(number: int, child: str, parameters: int = 0) -> Iterator[Sequence[Connection]]:
-    """Give the pipes to so many children; they see the end of theirs, and are waited for.
+def _echoed(children: int, parameters: int, rounds: int) -> list[float]:
+    import requests  # noqa: PLC0415  a child of a pipe has no use for it
 
-    A child is this file as a program, which loads numpy and nothing of the federation.
-    """
+    numbers = np.ones(parameters, np.float32).tobytes()
+    taken = []
+
+    def exchange(session: requests.Session, url: str) -> None:
+        answer = session.post(url, data=numbers, headers={_TAG: _tag(numbers)})
+        if not hmac.compare_digest(answer.headers[_TAG], _tag(answer.content)):
+            raise RuntimeError("an answer of the floor does not have its tag")
+
+    with (
+        _listening(children) as urls,
+        ThreadPoolExecutor(children) as pool,
+        ExitStack() as undo,
+    ):
+        sessions = [undo.enter_context(requests.Session()) for _ in urls]
+        for session in sessions:
+            session.trust_env = False  # a proxy of the environment's is not asked for
+        for _ in range(_WARM_UP + rounds):
+            begin = time.perf_counter()
+            list(pool.map(exchange, sessions, urls))
+            taken.append(1000 * (time.perf_counter() - begin))
+    return taken[_WARM_UP:]
+
+
+def _serve(descriptor: int, _parameters: int) -> None:
+    """Be a child that echoes over HTTP until it is ended."""
+    import uvicorn  # noqa: PLC0415  likewise
+    from fastapi import FastAPI, Request, Response  # noqa: PLC0415
+
+    application = FastAPI()
+
+    @application.post("/")
+    async def echo(request: Request) -> Response:
+        content = await request.body()
+        if not hmac.compare_digest(request.headers[_TAG], _tag(content)):
+            return Response(status_code=401)
+        return Response(content, headers={_TAG: _tag(content)})
+
+    with socket.socket(fileno=descriptor) as listener:
+        config = uvicorn.Config(application, log_config=None, access_log=False)
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def _tag(content: bytes) -> str:
+    return hmac.new(_KEY, content, hashlib.sha256).hexdigest()
+
+
+@contextmanager
+def _piped(number: int, child: str, parameters: int = 0) -> Iterator[Sequence[Connection]]:
+    """Give the pipes to so many children; they see the end of theirs, and are waited for."""
     pipes, processes = [], []
     try:
         for _ in range(number):
             ours, theirs = Pipe()
-            command = [sys.executable, __file__, "--be", child, str(theirs.fileno())]
-            process = subprocess.Popen(
-                [*command, "--parameters", str(parameters)],
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,  # as a site is: the scheduler shares among sessions
-            )
+            processes.append(_started(child, theirs.fileno(), parameters))
             theirs.close()
             pipes.append(ours)
-            processes.append(process)
         yield pipes
     finally:
         for pipe in pipes:
@@ -165,7 +225,37 @@ def _started(number: int, child: str, parameters: int = 0) -> Iterator[Sequence[
             process.wait()
 
 
-CHILDREN: Final[Mapping[str, Callable[[Connection, int], None]]] = {"add": _add, "echo": _echo}
+@contextmanager
+def _listening(number: int) -> Iterator[Sequence[str]]:
+    """Give the addresses of so many children; whoever asks one early waits until it is there."""
+    urls, processes = [], []
+    try:
+        for _ in range(number):
+            with socket.create_server(("127.0.0.1", 0)) as listener:
+                processes.append(_started("serve", listener.fileno(), 0))
+                urls.append(f"http://127.0.0.1:{listener.getsockname()[1]}/")
+        yield urls
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def _started(child: str, descriptor: int, parameters: int) -> subprocess.Popen[bytes]:
+    """Start a child: this file as a program, which loads nothing of the federation."""
+    command = [sys.executable, __file__, "--be", child, str(descriptor)]
+    return subprocess.Popen(
+        [*command, "--parameters", str(parameters)],
+        pass_fds=[descriptor],
+        start_new_session=True,  # as a site is: the scheduler shares among sessions
+    )
+
+
+CHILDREN: Final[Mapping[str, Callable[[int, int], None]]] = {
+    "add": _add,
+    "repeat": _repeat,
+    "serve": _serve,
+}
 
 
 def main() -> None:
@@ -178,12 +268,11 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.be:
         child, descriptor = arguments.be
-        with Connection(int(descriptor)) as pipe:
-            CHILDREN[child](pipe, arguments.parameters)
+        CHILDREN[child](int(descriptor), arguments.parameters)
         return
     samples = measure(arguments.children, arguments.parameters, arguments.rounds)
-    for name in FLOORS:
-        print(f"{name}: {statistics.median(samples[name]):.3g} ms")
+    for name, taken in samples.items():
+        print(f"{name}: {statistics.median(taken):.3g} ms")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Pictures of what speed.py measured: rounds, memory and bytes, and what comes once."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -10,7 +11,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from quantities import MOST_MODELS, number_text
+from quantities import FLOOR_NAMES, MOST_MODELS, number_text
 
 LIVE: Final = "#4477aa"
 DARK: Final = "#222222"
@@ -18,6 +19,7 @@ GREY: Final = "#999999"
 FLOORS: Final[Mapping[str, tuple[str, str]]] = {
     "plain": (DARK, "--"),
     "quickest": (GREY, ":"),
+    "echo": ("#cc6677", "-."),
 }
 SITES: Final = ("#66ccee", "#4477aa", "#ccbb44", "#228833", "#aa3377")
 MEGA: Final = 1e6
@@ -56,8 +58,9 @@ def _draw_rounds(cells: Cells, path: Path) -> Path:
         chosen = _of(cells, number)
         sizes = [cell["parameters"] for cell in chosen]
         for name, (colour, style) in FLOORS.items():
-            floor_ms = [cell["floor_ms"][name] for cell in chosen]
-            axis.plot(sizes, floor_ms, style, marker=".", color=colour, label=f"pipes, {name}")
+            floor_ms = [cell["floor_ms"].get(name, math.nan) for cell in chosen]
+            label = FLOOR_NAMES[name]
+            axis.plot(sizes, floor_ms, style, marker=".", color=colour, label=label)
         medians = [cell["round_ms"]["median"] for cell in chosen]
         axis.errorbar(
             sizes,

@@ -10,6 +10,13 @@ from measuring import markdown_table
 BEGIN: Final = "<!-- written by benchmarks/speed.py: begin -->"
 END: Final = "<!-- written by benchmarks/speed.py: end -->"
 
+FLOOR_NAMES: Final[Mapping[str, str]] = {
+    "plain": "pipes, plain",
+    "quickest": "pipes, quickest",
+    "echo": "HTTP echo",
+}
+"""What the floors of `floor.py` are called."""
+
 MOST_MODELS: Final = 6.0
 """Of an orchestrator's memory with 16 sites, in models: the target, and a line in the picture."""
 
@@ -92,13 +99,14 @@ def table(quantities: Sequence[Mapping[str, Any]]) -> str:
 
 
 def write_into(path: Path, text: str, *, marks: tuple[str, str] = (BEGIN, END)) -> None:
-    """Put `text` between the two marks in the file, in place of what is there.
+    """Put `text` between the two marks in the file, in place of what is there; it may be a new one.
 
     Raises:
         ValueError: The file does not have both marks, in their order.
     """
     first, last = marks
-    before, begin, rest = path.read_text(encoding="utf-8").partition(first)
+    there = path.read_text(encoding="utf-8") if path.exists() else f"{first}\n{last}\n"
+    before, begin, rest = there.partition(first)
     _, end, after = rest.partition(last)
     if not (begin and end):
         raise ValueError(f"{path} has no place for the table: {first} and, below it, {last}")
