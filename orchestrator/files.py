@@ -1,6 +1,7 @@
 """Files that are there whole or not at all, whatever happens while they are written."""
 
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -29,6 +30,11 @@ def write_whole(path: Path, content: bytes) -> None:
         raise ExperimentError(f"{path} cannot be written: {exc.strerror}") from exc
 
 
+def parts_below(folder: Path) -> Iterator[Path]:
+    """Give what lies in a folder, and in those within, that was not written to its end."""
+    return folder.rglob(part_of(Path("*")).name)
+
+
 def part_of(path: Path) -> Path:
-    """Give where the content lies until it is whole; a crash may leave it, to be written over."""
+    """Give where the content lies until it is whole; a crash may leave it, to be removed."""
     return path.with_name(f".{path.name}.part")

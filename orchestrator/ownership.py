@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final, TextIO, cast
 
 from core.exceptions import ExperimentError
-from orchestrator.files import write_whole
+from orchestrator.files import part_of, parts_below, write_whole
 
 _OWNER: Final = "owner"
 _CANCEL: Final = "cancel"
@@ -36,6 +36,8 @@ class Ownership:
     def held(self) -> Iterator[None]:
         """Own the run: nobody else can run it meanwhile; the lock dies with the process.
 
+        What an owner before was writing when it was killed is taken away.
+
         Raises:
             ExperimentError: Another process owns it; the message names it.
         """
@@ -45,6 +47,7 @@ class Ownership:
             stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
             stream.flush()
             (self._folder / _CANCEL).unlink(missing_ok=True)
+            self._tidy()
             yield
 
     def holder(self) -> str | None:
@@ -66,6 +69,13 @@ class Ownership:
     def is_asked_to_stop(self) -> bool:
         """Tell whether somebody has asked."""
         return (self._folder / _CANCEL).exists()
+
+    def _tidy(self) -> None:
+        """Remove what was not written to its end, but the word to stop: others write that."""
+        word = part_of(self._folder / _CANCEL)
+        for part in parts_below(self._folder):
+            if part != word:
+                part.unlink(missing_ok=True)
 
     def _opened(self, mode: str) -> TextIO:
         path = self._folder / _OWNER

@@ -307,7 +307,7 @@ class RunStore:
             for site_id, standing in standings.items()
         }
         path = self.folder(run_id) / "sites.json"
-        part = path.with_name(".sites.json.part")
+        part = part_of(path)
         try:
             part.write_text(json.dumps(told), encoding="utf-8")
             part.replace(path)

@@ -406,6 +406,18 @@ def test_an_owner_that_is_killed_owns_nothing(store: RunStore) -> None:
         pass
 
 
+def test_what_a_killed_owner_was_writing_goes_with_the_next_one(store: RunStore) -> None:
+    """In the run's folder and those within; what is whole stays, and another process's word."""
+    folder = store.folder("one")
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    unfinished = [folder / ".sites.json.part", folder / "checkpoints" / ".round-3.part"]
+    others = [folder / "sites.json", folder / ".cancel.part"]
+    for path in (*unfinished, *others):
+        path.write_bytes(b"{}")
+    with store.owned("one"):
+        assert [path.exists() for path in (*unfinished, *others)] == [False, False, True, True]
+
+
 def test_a_run_whose_folder_is_gone_cannot_be_owned(store: RunStore) -> None:
     """The error names the file that is missing."""
     (store.folder("one") / "experiment.json").unlink()
