@@ -28,6 +28,7 @@ class Course:
         before: How many rows each site's audit log had before.
         struck: What has happened so far.
         cuts_made: Whether the network was cut, by site.
+        moments_left: Of the fuse, at the end; none when it burned down.
         exit_codes: How the run's orchestrators ended.
     """
 
@@ -37,6 +38,7 @@ class Course:
         self.before = {site_id: site.rows() for site_id, site in federation.sites.items()}
         self.struck: list[Strike] = []
         self.cuts_made: dict[str, bool] = {}
+        self.moments_left = 0
         self.exit_codes: list[int] = []
         self._frozen: list[tuple[float, Command]] = []
         self._due_at: float | None = None
@@ -53,7 +55,9 @@ class Course:
         finally:
             self._thaw(everybody=True)
             if self.scenario.fuse:
-                self.federation.fuse_of(self.scenario.fuse[0]).put_out()
+                fuse = self.federation.fuse_of(self.scenario.fuse[0])
+                self.moments_left = fuse.left
+                fuse.put_out()
             self.cuts_made = {site: self._proxy(site).mend() for site, _ in self.scenario.cuts}
         self.federation.wait_until_well()
 

@@ -73,6 +73,16 @@ class Scenario:
     cuts: tuple[tuple[str, Cut], ...] = ()
     call_s: float = USUAL_PATIENCE_S
 
+    def again(self, moments_left: int) -> "Scenario":
+        """Give the same for a run that had too few moments, beginning with the first again.
+
+        Where the sites stand is written by the clock: runs differ by a few moments.
+        """
+        assert self.fuse is not None
+        whom, moment = self.fuse
+        fuse = whom, 1 + (moment - 1) % (moment - moments_left)
+        return replace(self, name=f"{self.name}-again", fuse=fuse)
+
     def __str__(self) -> str:
         """Say what happens."""
         fuse = [f"{self.fuse[0]} ends at its moment {self.fuse[1]}"] if self.fuse else []

@@ -102,6 +102,10 @@ def test_a_run_ends_as_if_nothing_had_happened(
     course = Course(live, scenario)
     course.play()
     require_proven(course, expected)
+    if course.moments_left:
+        course = Course(live, scenario.again(course.moments_left))
+        course.play()
+        require_proven(course, expected)
     if scenario.fuse is not None:
         assert live.fuse_of(scenario.fuse[0]).last_moment, f"it never burned down: {course}"
     if scenario.strikes:
