@@ -48,7 +48,7 @@ def private_log(state: Path, *, site_id: str) -> Iterator[None]:
         undo.callback(configure_logging, debug=False)
         outside = undo.enter_context(_moved(path, site_id))
         logger.remove()
-        # One way for both: a line of each round is then made once.
+        # One way for both: a line is then made once.
         logger.add(_Written(path, outside), level="DEBUG", format=_LINE, diagnose=False)
         try:
             yield
